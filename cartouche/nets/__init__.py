@@ -1,0 +1,1 @@
+"""The networks, read top to bottom; their weights carry the names that diffusers and transformers give them."""

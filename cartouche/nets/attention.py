@@ -1,0 +1,133 @@
+"""Attention: the one function every network here uses, and the transformer that stands inside the U-Net."""
+
+# A torch module's call, and some tensor methods, carry no types:
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cartouche.nets.blocks import GroupNorm
+
+ROWS = 1024  # queries taken at a time on a CPU, so that the table of weights stays small for large pictures
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + mask) v (Vaswani et al. 2017, eq. 1).
+
+    q: (B, heads, N, D); k, v: (B, heads, M, D); mask: added to the (N, M) products, or None. Returns (B, heads, N, D).
+    """
+    mask = None if mask is None else mask.to(q.dtype)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return _two_products(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _two_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The same by plain products: in bfloat16 on a CPU the backward pass of the fused form is several times slower."""
+    q = q * q.shape[-1] ** -0.5
+    if mask is not None:
+        return (q @ k.transpose(-1, -2) + mask).softmax(-1) @ v
+    parts = [(rows @ k.transpose(-1, -2)).softmax(-1) @ v for rows in q.split(ROWS, dim=-2)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+class Attention(nn.Module):
+    """Queries from x, keys and values from `context` (or x itself), split over heads, mixed and projected back."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context_channels, channels, bias=bias)
+        self.to_v = nn.Linear(context_channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, N, channels); context: (B, M, context_channels) or None for x. Returns (B, N, channels)."""
+        context = x if context is None else context
+        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(context)), self._split(self.to_v(context))
+        mixed = attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, channels)
+        return self.to_out[0](mixed)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D)
+
+
+class GEGLU(nn.Module):
+    """One half of a linear layer, gated by the GELU of the other half (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """channels -> 4 channels -> channels. The layers are numbered 0 and 2, the names that stored weights carry."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(channels, channels * 4), nn.Identity(), nn.Linear(channels * 4, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, attention to the words, feed-forward; each on the normalised input and added to it."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, context_channels, heads)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        """x: (B, N, channels) picture positions; words: (B, M, context_channels). Returns (B, N, channels)."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), words)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2DModel(nn.Module):
+    """Transformer blocks over the positions of a feature map, with a residual around all of them (Rombach et al. 2022).
+
+    `linear` enters and leaves by linear layers instead of 1x1 convolutions: the same mathematics, other weight shapes.
+    """
+
+    def __init__(self, channels: int, context_channels: int, heads: int, depth: int, groups: int, linear: bool) -> None:
+        super().__init__()
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in: nn.Module = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(channels, context_channels, heads) for _ in range(depth)
+        )
+        self.proj_out: nn.Module = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.linear = linear
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        """x: (B, channels, H, W); words: (B, M, context_channels). Returns (B, channels, H, W)."""
+        height, width = x.shape[-2:]
+        h = self.norm(x)
+        h = self.proj_in(_rows(h)) if self.linear else _rows(self.proj_in(h))  # (B, H W, channels)
+        for block in self.transformer_blocks:
+            h = block(h, words)
+        h = _map(self.proj_out(h), height, width) if self.linear else self.proj_out(_map(h, height, width))
+        return x + h
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H W, C)
+
+
+def _map(x: Tensor, height: int, width: int) -> Tensor:
+    return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, C, H, W)
