@@ -6,8 +6,8 @@ of the drawing, a side only when it is clear, a plural only of names whose plura
 without article or gender (CLDR gives neither), so the French grammar needs none.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -74,7 +74,12 @@ def countable(drawing: Drawing, language: str = "en") -> bool:
     words = drawing.name(language).split()
     limit = 2 if language == "en" else 1
     last = words[-1].lower()
-    return len(words) <= limit and last.replace("-", "").isalpha() and not last.endswith("s") and last not in _IRREGULAR
+    return (
+        len(words) <= limit
+        and last.replace("-", "").isalpha()
+        and not last.endswith("s")
+        and last not in _IRREGULAR.split()
+    )
 
 
 def plural(name: str, language: str) -> str:
@@ -88,14 +93,29 @@ def plural(name: str, language: str) -> str:
     return name + "s"
 
 
-_IRREGULAR = frozenset(
-    ["mouse", "ox", "person", "man", "woman", "fish", "sheep", "child", "foot", "tooth", "leaf", "wolf", "knife", "loaf", "deer", "bison", "children", "people", "rice", "bread", "money", "hair", "luggage", "cheese", "butter", "salt", "fire", "water", "snow", "music", "sushi", "bacon", "honey", "milk", "lightning", "fog", "wind", "cheval", "animal", "journal", "oeil", "œil"]
+_IRREGULAR = (  # names whose plural is irregular, or that cannot be counted
+    "mouse ox person man woman fish sheep child foot tooth leaf wolf knife loaf deer bison children people rice bread "
+    "money hair luggage cheese butter salt fire water snow music sushi bacon honey milk lightning fog wind cheval "
+    "animal journal oeil œil"
 )
 
 
 class _English:
-    language = "en"
-    joined = "on "
+    language: ClassVar[str] = "en"
+    joined: ClassVar[str] = "on "
+    sides: ClassVar[dict[str, str]] = {
+        "left": "on the left",
+        "right": "on the right",
+        "above": "at the top",
+        "below": "at the bottom",
+    }
+    relations: ClassVar[dict[str, str]] = {
+        "left": "to the left of",
+        "right": "to the right of",
+        "above": "above",
+        "below": "below",
+    }
+    conjunction: ClassVar[str] = "and"
 
     def __init__(self, rng: np.random.Generator, manner: Manner):
         self.rng, self.manner = rng, manner
@@ -122,15 +142,11 @@ class _English:
         side = _side(thing, scene.size)
         return f"{words} {self.sides[side]}" if side and self.rng.random() < self.manner.place else words
 
-    sides = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
-
     def thing(self, thing: Placed) -> str:
         name, colour = thing.drawing.name(self.language), self.colour(thing)
         phrase = f"{colour} {name}" if colour else name
         if (
-            (" " in phrase
-            and not colour
-            and len(name.split()) > 2)
+            (" " in phrase and not colour and len(name.split()) > 2)
             or name.endswith("s")
             or ":" in name
             or self.rng.random() < 0.15
@@ -163,15 +179,11 @@ class _English:
             f"{one} {self.relations[where]} {other}", f"{one} {self.sides[where]} and {other} {self.sides[back]}"
         )
 
-    relations = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
-
     def listed(self, scene: Scene, counts: dict[str, int]) -> str:
         first = {p.drawing.concept: p for p in reversed(scene.objects)}
         parts = [self.thing(first[c]) if n == 1 else self.counted(first[c], n) for c, n in counts.items()]
         parts = [parts[i] for i in self.rng.permutation(len(parts))]
         return f"{', '.join(parts[:-1])} {self.conjunction} {parts[-1]}"
-
-    conjunction = "and"
 
     def style(self, style: str) -> str:
         return self.choose(f"{STYLES[style][0]} style", f"in {STYLES[style][0]} style")
@@ -191,7 +203,7 @@ class _English:
 class _French(_English):
     language = "fr"
     joined = "sur "
-    sides = {"left": "à gauche", "right": "à droite", "above": "en haut", "below": "en bas"}
+    sides: ClassVar[dict[str, str]] = {"left": "à gauche", "right": "à droite", "above": "en haut", "below": "en bas"}
     conjunction = "et"
 
     def thing(self, thing: Placed) -> str:
@@ -234,6 +246,3 @@ def _side(thing: Placed, size: int) -> str:
     if abs(x) > abs(y):
         return "left" if x < 0 else "right"
     return "above" if y < 0 else "below"
-
-
-Captioner = Callable[[Scene, np.random.Generator], str]

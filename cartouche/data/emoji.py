@@ -58,7 +58,7 @@ class Pack:
         index = self.folder / "index.jsonl"
         if not index.is_file():
             raise CartoucheError(
-                f"no index.jsonl in {self.folder}; give the folder of an emoji pack, as scripts/build_emoji_pack.py makes"
+                f"no index.jsonl in {self.folder}; give an emoji pack, as scripts/build_emoji_pack.py makes"
             )
         with index.open(encoding="utf-8") as lines:
             self.drawings = [_drawing(json.loads(line)) for line in lines]

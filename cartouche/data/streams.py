@@ -7,6 +7,7 @@ import numpy as np
 from cartouche.data.captions import LANGUAGES, Manner, caption
 from cartouche.data.emoji import Pack
 from cartouche.data.scenes import Composer, Scene, render, rng_of
+from cartouche.images import from_uint8
 
 CAPTION_STREAM = 0xC0FFEE  # keeps the randomness of captions apart from that of scenes
 CROP_STREAM = 0xC209
@@ -35,19 +36,15 @@ class Scenes:
         scene = self.composer[index]
         pixels, _ = render(self.pack, scene)
         if self.crop:
-            return {"image": to_signed(_crop(pixels, self.crop, rng_of(self.composer.seed ^ CROP_STREAM, index)))}
-        return {"image": to_signed(pixels), "caption": self.caption(scene, index)}
+            pixels = _crop(pixels, self.crop, rng_of(self.composer.seed ^ CROP_STREAM, index))
+            return {"image": from_uint8(pixels[None])[0]}
+        return {"image": from_uint8(pixels[None])[0], "caption": self.caption(scene, index)}
 
     def caption(self, scene: Scene, index: int, which: int = 0) -> str:
         """Caption number `which` of the scene at `index`; languages alternate at random."""
         rng = rng_of(self.composer.seed ^ CAPTION_STREAM, 16 * index + which)
         language = self.languages[int(rng.integers(len(self.languages)))]
         return caption(scene, rng, language, self.manner)
-
-
-def to_signed(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 to (3, H, W) float32 in [-1, 1]."""
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / 127.5 - 1
 
 
 def _crop(pixels: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:

@@ -87,6 +87,7 @@ class Referee(nn.Module):
         self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
         self.merge = nn.Sequential(*(ConvBlock(width) for _ in range(config.depth)))
         self.centre, self.box = nn.Conv2d(width, 1, 1), nn.Conv2d(width, 4, 1)
+        nn.init.constant_(self.centre.bias, -4.0)  # centres are rare (Lin et al. 2017, section 4.1)
         self.concept = nn.Sequential(
             nn.LayerNorm(3 * width),
             nn.Linear(3 * width, 2 * width),

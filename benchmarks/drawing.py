@@ -1,0 +1,101 @@
+"""How well the model obeys its prompts: each clause judged by the referee, with the referee's own accuracy beside it.
+
+    python benchmarks/drawing.py --pack FOLDER [--count 500] [--model FOLDER] [--referee benchmarks/referee]
+
+Writes benchmarks/results/drawing.json and, for the eye, one sheet a line. Prompts are true captions of scenes composed
+with a seed kept for this, over the train split's drawings of 100 names; nothing is picked. "referee on true
+scenes" is the same reading of the scenes' own pictures: no drawing can be expected to score above it.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+import cartouche
+from cartouche import images
+from cartouche.data.emoji import Pack
+from cartouche.data.scenes import render
+from cartouche.measure.nearest import Nearest
+from cartouche.measure.obedience import LINES, Ask, asks, hundred_names, rates, verdict
+from cartouche.read.referee import RefereeReader
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--referee", type=Path, default=Path(__file__).parent / "referee")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=None)
+    parser.add_argument("--lines", nargs="*", default=list(LINES))
+    parser.add_argument("--out", type=Path, default=RESULTS / "drawing.json")
+    a = parser.parse_args()
+    pack = Pack(a.pack)
+    train = pack.of("train")
+    names = hundred_names(train)
+    family = {d.concept: d.family for d in pack.drawings}
+    drawings = [d for d in train if d.concept in set(names)]
+    painter = cartouche.load(a.model)
+    settings = {"num_inference_steps": a.steps} | ({"guidance_scale": a.guidance} if a.guidance is not None else {})
+    report: dict = {"count": a.count, "settings": settings, "model": painter.hash, "machine": machine(), "lines": {}}
+    for line in a.lines:
+        reader = RefereeReader(a.referee, among=names)
+        made = asks(line, drawings, a.count)
+        true = images.from_uint8(np.stack([render(pack, ask.scene)[0] for ask in made]))
+        start = time.perf_counter()
+        drawn = [painter.draw(ask.prompt, seed=1000 + i, **settings)[0].pixels for i, ask in enumerate(made)]
+        took = (time.perf_counter() - start) / len(made)
+        readings = reader.read(images.from_uint8(np.stack(drawn)))
+        report["lines"][line] = judged(line, made, readings, family) | {
+            "referee on true scenes": judged(line, made, reader.read(true), family)["all"],
+            "seconds a picture": took,
+        }
+        if line == "single":
+            report["nearest training drawing"] = nearest(pack, train, drawn, made, readings)
+        sheet = images.grid(images.from_uint8(np.stack(drawn[:48])), columns=12)
+        images.save_png(a.out.with_name(f"{a.out.stem}_{line}.png"), images.to_uint8(sheet)[0], force=True)
+        print(line, json.dumps(report["lines"][line], indent=1), flush=True)
+    a.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def judged(line: str, made: list[Ask], readings: list, family: dict[str, str]) -> dict:
+    """The rates of all prompts and of each language alone."""
+    verdicts = [verdict(line, ask.scene, reading, family) for ask, reading in zip(made, readings, strict=True)]
+    parts = {"all": rates(verdicts)}
+    for language in ("en", "fr"):
+        parts[language] = rates([v for v, ask in zip(verdicts, made, strict=True) if ask.language == language])
+    return parts
+
+
+def nearest(pack: Pack, train: list, drawn: list, made: list[Ask], readings: list) -> dict:
+    """Distances to the nearest training drawing of drawn objects, and of true scenes' objects for comparison."""
+    look, drawn_gap, true_gap, same = Nearest(pack, train), [], [], Counter()
+    for pixels, ask, reading in zip(drawn[:200], made, readings, strict=False):
+        truth = ask.scene.objects[0]
+        true_gap.append(look(render(pack, ask.scene)[0], truth.box).distance)
+        if reading.objects:
+            found = look(pixels, reading.objects[0].box)
+            drawn_gap.append(found.distance)
+            same[found.key == truth.drawing.key] += 1
+    quartiles = [25, 50, 75]
+    return {
+        "drawn": np.percentile(drawn_gap, quartiles).round(4).tolist(),
+        "true scenes": np.percentile(true_gap, quartiles).round(4).tolist(),
+        "nearest is the very drawing asked for": same[True] / max(1, sum(same.values())),
+    }
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {platform.processor() or 'cpu'}, Python {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Drawing: from a prompt to pictures, step by step."""

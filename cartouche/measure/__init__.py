@@ -1,0 +1,1 @@
+"""Measuring: drawing and reading, each with its own metrics."""

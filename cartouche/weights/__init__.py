@@ -1,0 +1,1 @@
+"""Weights on disk: safetensors files, folders in the diffusers layout, graphs and the built-in model."""

@@ -1,0 +1,114 @@
+"""CLIP: pictures and captions of scenes into one 512-d space; its text tower is what the denoiser listens to.
+
+cartouche train recipes/clip.py pack=FOLDER
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from common import CONTEXT, PACK, TOKENIZER_SCENES, VOCABULARY, run_folder, scenes
+from torch import nn
+
+from cartouche.data.streams import Scenes
+from cartouche.nets.clip import CLIPModel
+from cartouche.nets.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from cartouche.text import Tokenizer
+from cartouche.train.loop import Task, TrainSettings
+from cartouche.train.sheets import matrix, save_png
+from cartouche.train.sources import Tokenized
+from cartouche.train.stream import Source
+from cartouche.train.tasks import Contrastive, similarity
+from cartouche.weights.folder import save_net
+
+TEXT = CLIPTextConfig(
+    vocab_size=VOCABULARY,
+    max_position_embeddings=CONTEXT,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    hidden_act="gelu",
+    pad_token_id=VOCABULARY - 1,
+    bos_token_id=VOCABULARY - 2,
+    eos_token_id=VOCABULARY - 1,
+)
+VISION = CLIPVisionConfig(
+    image_size=128,
+    patch_size=16,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    hidden_act="gelu",
+)
+CONFIG = CLIPConfig(text_config=TEXT, vision_config=VISION)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Batches of 128 scenes with one caption each, English or French."""
+
+    name: str = "clip"
+    pack: str = PACK
+    tokenizer: str = str(run_folder("tokenizer"))
+    settings: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            steps=1000,
+            batch=128,
+            learning_rate=1e-3,
+            warmup=100,
+            weight_decay=0.05,
+            ema=0.995,
+            betas=(0.9, 0.98),
+            save_every=100,
+            sample_every=400,
+        )
+    )
+
+    def build_net(self) -> CLIPModel:
+        return CLIPModel(CONFIG)
+
+    def task(self) -> Task:
+        return Contrastive()
+
+    def source(self) -> Source:
+        stream = scenes(self.pack, "train", seed=3)
+        return Tokenized(stream, learned_tokenizer(self.tokenizer, stream))
+
+    def sample(self, average: nn.Module, png: Path, step: int) -> None:
+        """The similarity matrix of 64 scenes never trained on, and recall@1 among 1,000 captions."""
+        test = Tokenized(scenes(self.pack, "train", seed=4), Tokenizer.load(self.tokenizer))
+        images, texts = encode(average, test, 1000)
+        scores = similarity(images, texts, average.logit_scale)
+        right = (scores.argmax(1) == torch.arange(len(scores))).float().mean()
+        save_png(matrix(scores[:64, :64]), png)
+        with (png.parent / "recall.jsonl").open("a") as file:
+            file.write(f'{{"step": {step}, "recall@1": {right:.4f}, "captions": {len(scores)}}}\n')
+
+    def export(self, average: nn.Module, folder: Path) -> None:
+        save_net(folder, average)
+        Tokenizer.load(self.tokenizer).save(folder)
+
+
+def learned_tokenizer(folder: str, stream: Scenes) -> Tokenizer:
+    """The tokenizer in `folder`, learned there first from the stream's captions where there is none."""
+    if not (Path(folder) / "tokenizer.json").is_file():
+        captions = (stream.caption(stream.composer[i], i) for i in range(TOKENIZER_SCENES))
+        Tokenizer.train(captions, VOCABULARY, CONTEXT).save(folder)
+    return Tokenizer.load(folder)
+
+
+@torch.no_grad()
+def encode(clip: CLIPModel, source: Source, count: int, batch: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    """The unit vectors of the first `count` samples: pictures (count, 512) and captions (count, 512)."""
+    images, texts = [], []
+    for first in range(0, count, batch):
+        samples = [source[i] for i in range(first, first + batch)]
+        images.append(clip.encode_image(torch.stack([torch.from_numpy(s["image"]) for s in samples])))
+        texts.append(clip.encode_text(torch.stack([torch.as_tensor(s["ids"]) for s in samples])))
+    return torch.cat(images), torch.cat(texts)
+
+
+def settings() -> Clip:
+    return Clip()
