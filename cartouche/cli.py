@@ -116,7 +116,9 @@ def redraw(
     if out is not None:
         places(out, recipe.prompt, recipe.seed, 1, {}, force)
     with Screen(as_json, preview) as screen:
-        painter = cartouche.load(model, engine or recipe.engine, precision=recipe.precision)
+        painter = cartouche.load(model, engine or recipe.engine)
+        if painter.net("unet").precision != recipe.precision:
+            painter = cartouche.load(model, engine or recipe.engine, precision=recipe.precision)
         picture = painter.redraw(recipe)
     if out is not None:
         names, sheets = places(out, recipe.prompt, recipe.seed, 1, {}, force)

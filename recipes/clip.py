@@ -54,7 +54,7 @@ class Clip:
     tokenizer: str = str(run_folder("tokenizer"))
     settings: TrainSettings = field(
         default_factory=lambda: TrainSettings(
-            steps=1000,
+            steps=1650,
             batch=128,
             learning_rate=1e-3,
             warmup=100,

@@ -73,17 +73,26 @@ class Denoiser:
 
     name: str = "denoiser"
     pack: str = PACK
-    scenes: int = 32_768
+    scenes: int = 24_576
     drop: float = 0.1
     autoencoder: str = str(run_folder("autoencoder") / "export")
     clip: str = str(run_folder("clip") / "export")
     cache: str = str(run_folder("latents"))
     settings: TrainSettings = field(
         default_factory=lambda: TrainSettings(
-            steps=4000, batch=64, learning_rate=1e-3, warmup=200, weight_decay=0.01, ema=0.9985, betas=(0.9, 0.99),
-            channels_last=True, save_every=200, sample_every=400, workers=1,
+            steps=7000,
+            batch=32,
+            learning_rate=8e-4,
+            warmup=200,
+            decay="constant",
+            cooldown=1000,
+            weight_decay=0.01,
+            ema=0.9985,
+            channels_last=True,
+            save_every=250,
+            sample_every=500,
         )
-    )  # fmt: skip
+    )
 
     def build_net(self) -> UNet2DConditionModel:
         net = UNet2DConditionModel(CONFIG)

@@ -158,7 +158,9 @@ def test_threads_follow_the_setting_then_the_environment(monkeypatch: pytest.Mon
 
 
 def test_settings_and_device_import_no_torch():
-    code = "import sys, cartouche.config, cartouche.device; cartouche.device.processor_has_bf16(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from cartouche import config, device; device.processor_has_bf16(); print('torch' in sys.modules)"
+    )
     here = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "False", done.stderr

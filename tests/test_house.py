@@ -1,4 +1,4 @@
-"""The house rules of CONTRIBUTING.md, read from the syntax tree of every file: who imports whom, how long things are."""
+"""The house rules of CONTRIBUTING.md, read from the syntax trees: who imports whom, how long things are."""
 
 import ast
 import re

@@ -134,7 +134,11 @@ def test_transformers_opens_a_saved_tokenizer_and_gives_the_same_ids(tmp_path):
     assert theirs.model_max_length == 16
 
     @settings(deadline=None, max_examples=200)
-    @given(st.one_of(any_text.filter(speakable), st.text("aple rd's 3,.!<|>endoftxsra", max_size=80), st.sampled_from(CAPTIONS)))
+    @given(
+        st.one_of(
+            any_text.filter(speakable), st.text("aple rd's 3,.!<|>endoftxsra", max_size=80), st.sampled_from(CAPTIONS)
+        )
+    )
     def same(text):
         rows = theirs([text, ""], padding="max_length", truncation=True, return_tensors="np")["input_ids"]
         assert rows.tolist() == TOKENIZER.batch([text, ""]).tolist()

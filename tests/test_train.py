@@ -27,8 +27,9 @@ from cartouche.train.loop import Progress, TrainSettings, fit
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = TrainSettings(
-    steps=12, batch=4, warmup=3, ema=0.9, precision="fp32", workers=0, threads=1, save_every=5, log_every=1, device="cpu"
-)
+    steps=12, batch=4, warmup=3, ema=0.9, precision="fp32", workers=0, threads=1, save_every=5, log_every=1,
+    device="cpu",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     folder = Path(tempfile.mkdtemp(dir=memory)) if os.access(memory, os.W_OK) else tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-W", "error", str(HERE / "killed_training.py"), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     yield dict(json.loads((folder / "report.json").read_text()))
     shutil.rmtree(folder)
@@ -87,7 +88,8 @@ def test_a_training_killed_twelve_times_ends_as_if_it_never_was(report: dict[str
     assert len(set(report["resumed"])) >= 4  # the kills fell in different places
     assert report["exits"] == [0, 0] and report["left"] == []
     assert len(report["straight"]["steps"]) == 150
-    assert report["killed"]["steps"] == report["straight"]["steps"]  # losses, rates, norms and sample order, bit for bit
+    # losses, rates, gradient norms, the order of samples, and the final files: bit for bit
+    assert report["killed"]["steps"] == report["straight"]["steps"]
     assert report["killed"]["sums"] == report["straight"]["sums"]
 
 
@@ -159,13 +161,15 @@ def test_a_number_that_is_not_finite_stops_with_step_samples_and_the_last_good_c
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path):
-    model = net()
-    steps = fit(SETTINGS, model, task, Numbers(), tmp_path)
-    with pytest.raises(CartoucheError, match=r"0\.bias is not finite after step 5"):
-        for one in steps:
-            if one.step == 4:
-                with torch.no_grad():
-                    model[0].bias[0] = float("inf")  # type: ignore[index,union-attr]
+    model = nn.Linear(5, 5)
+    model.register_buffer("unused", torch.zeros(2))
+
+    def spoiling(*arguments: Any) -> Any:
+        model.unused.fill_(float("inf"))
+        return task(*arguments)
+
+    with pytest.raises(CartoucheError, match=r"unused is not finite after step 5"):
+        list(fit(SETTINGS, model, spoiling, Numbers(), tmp_path))
     assert checkpoint.newest(tmp_path) is None
 
 
@@ -188,10 +192,11 @@ def test_a_signal_saves_after_the_step_and_leaves(tmp_path: Path, number: int, c
             os.kill(os.getpid(), number)
         return task(model, batch, generator)
 
+    before = signal.getsignal(number)
     assert run.train(recipe(interrupted), [f"out={tmp_path}"]) == code
     found = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 7
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) == before
 
 
 def test_a_time_limit_saves_and_leaves(tmp_path: Path):
@@ -211,7 +216,7 @@ def test_settings_that_cannot_be_are_refused(name: str):
 def test_a_bad_sample_is_skipped_and_counted_and_the_others_keep_their_place(tmp_path: Path):
     steps = list(fit(SETTINGS, net(), task, Numbers(bad=(5, 6)), tmp_path))
     seen = [int(one.notes[f"at{place}"]) for one in steps for place in range(4)]
-    assert seen == [*range(5), 7, *range(7, 48)][:5] + [7, 7] + list(range(7, 48))
+    assert seen == [*range(5), 7, 7, *range(7, 48)]
     assert steps[-1].skipped == 2
     assert checkpoint.verify(tmp_path / "step-00000012").state["skipped"] == 2
 
@@ -219,7 +224,7 @@ def test_a_bad_sample_is_skipped_and_counted_and_the_others_keep_their_place(tmp
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_samples_end_the_training(tmp_path: Path, workers: int):
     source, settings = Numbers(bad=tuple(range(20, 40, 2))), dataclasses.replace(SETTINGS, workers=workers)
-    with pytest.raises(CartoucheError, match=r"9 of 40 samples could not be read.*step-00000005"):
+    with pytest.raises(CartoucheError, match=r"10 of 40 samples could not be read.*step-00000005"):
         list(fit(settings, net(), task, source, tmp_path))
     with pytest.raises(CartoucheError, match="samples 0 to 99 are all bad; the last says: sample 99 is broken"):
         list(fit(settings, net(), task, Numbers(bad=tuple(range(200))), tmp_path / "b"))
@@ -258,7 +263,7 @@ def test_a_source_that_gathers_is_asked_for_whole_batches():
     got = [one.values["i"].tolist() for one in stream.batches(Whole(), 0, 2, 3)]
     assert got == [[0, 1], [2, 3], [4, 5]]
     mixed = [one.values["i"].tolist() for one in stream.batches(stream.Shuffled(Whole()), 0, 2, 3)]
-    assert sorted(sum(mixed, [])) == [0, 1, 2, 3, 4, 5]
+    assert sorted(one for pair in mixed for one in pair) == [0, 1, 2, 3, 4, 5]
     assert stream.Shuffled([1, 2]).gather is None
 
 
@@ -279,7 +284,7 @@ def test_the_learning_rate_warms_up_linearly_and_falls_as_a_half_cosine():
     assert rates[60] == pytest.approx(0.55)  # half way between the peak and the floor
     assert rates[35] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert rates[109] == pytest.approx(0.1, abs=1e-3)
-    assert all(one >= two for one, two in zip(rates[9:], rates[10:], strict=False))
+    assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
 def test_a_cooldown_falls_linearly_from_wherever_the_rate_is():
@@ -325,7 +330,7 @@ def test_a_long_gradient_is_cut_to_length_and_a_short_one_is_not():
 # --- recipes, journal, screen, sheets
 
 
-def test_a_run_leaves_checkpoints_journal_plot_samples_and_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_leaves_checkpoints_journal_plot_samples_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def sample(average: nn.Module, path: Path, step: int) -> None:
         assert not average.training
         sheets.save_png(sheets.sheet(torch.zeros(2, 3, 8, 8)), path)

@@ -276,7 +276,9 @@ class Painter:
         with closing(steps) as opened:  # type: ignore[type-var]
             for one in opened:
                 conditional, unconditional = one.passes.conditional, one.passes.unconditional
-                yield Step(one[0], one[1], one.here, one.x, one.x0, conditional, unconditional, self, recipes)
+                yield Step(
+                    one.number - 1, one.total, one.here, one.x, one.x0, conditional, unconditional, self, recipes
+                )
 
 
 def _engine(folder: Path, engine: str) -> str:

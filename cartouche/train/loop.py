@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from cartouche.train import checkpoint, optim
 from cartouche.train.stream import Batch, Source, batches
 from cartouche.weights import safetensors
 
-Task = Callable[[Any, dict[str, Any], Generator], tuple[Tensor, dict[str, float]]]
+Task = Callable[[Any, dict[str, Any], Generator], tuple[Tensor, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def one_step(
         step=state.step,
         steps=settings.steps,
         loss=worth,
-        notes={name: float(value) for name, value in notes.items()},
+        notes={name: float(value.detach() if isinstance(value, Tensor) else value) for name, value in notes.items()},
         rate=rate,
         norm=norm,
         images_per_second=batch.size / max(clock.per_step, 1e-9),
