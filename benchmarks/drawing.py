@@ -9,12 +9,12 @@ scenes" is the same reading of the scenes' own pictures: no drawing can be expec
 
 import argparse
 import json
-import platform
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from bench import RESULTS, machine, write
 
 import cartouche
 from cartouche import images
@@ -23,8 +23,6 @@ from cartouche.data.scenes import render
 from cartouche.measure.nearest import Nearest
 from cartouche.measure.obedience import LINES, Ask, asks, hundred_names, rates, verdict
 from cartouche.read.referee import RefereeReader
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -63,7 +61,7 @@ def main() -> None:
         sheet = images.grid(images.from_uint8(np.stack(drawn[:48])), columns=12)
         images.save_png(a.out.with_name(f"{a.out.stem}_{line}.png"), images.to_uint8(sheet)[0], force=True)
         print(line, json.dumps(report["lines"][line], indent=1), flush=True)
-    a.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(a.out, report)
 
 
 def judged(line: str, made: list[Ask], readings: list, family: dict[str, str]) -> dict:
@@ -91,10 +89,6 @@ def nearest(pack: Pack, train: list, drawn: list, made: list[Ask], readings: lis
         "true scenes": np.percentile(true_gap, quartiles).round(4).tolist(),
         "nearest is the very drawing asked for": same[True] / max(1, sum(same.values())),
     }
-
-
-def machine() -> str:
-    return f"{platform.machine()}, {platform.processor() or 'cpu'}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ compared with those of torch in fp32, in units of 255; in fp32 a mean difference
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bench import against, interleaved, machine, parser, speedups, spread, table, write
 
-import cartouche
 from cartouche.device import processor_has_bf16, use_threads
 from cartouche.draw.paint import Painter
 from cartouche.draw.recipe import STEPS
+from cartouche.weights import folder as folders
 
 BATCHES = (2, 16)
 TARGET = 2.0  # of 255
@@ -45,7 +46,7 @@ def painters(model: Path | None = None) -> dict[str, Painter]:
 def steps(opened: dict[str, Painter], batch: int, rounds: int = 15, limit: float = 60.0) -> dict[str, Any]:
     """Seconds of one call of the U-Net on `batch` latents, by engine."""
     given = step_inputs(next(iter(opened.values())), batch)
-    calls = {name: (lambda net=painter.net("unet"): net(**given)) for name, painter in opened.items()}
+    calls = {name: partial(painter.net("unet"), **given) for name, painter in opened.items()}
     taken = interleaved(calls, rounds, warmup=2, limit=limit)
     times = speedups(taken, " ".join(BASE))
     return {name: {"seconds": spread(one), "times torch fp32": times[name]} for name, one in taken.items()}
@@ -53,32 +54,28 @@ def steps(opened: dict[str, Painter], batch: int, rounds: int = 15, limit: float
 
 def step_inputs(painter: Painter, batch: int) -> dict[str, np.ndarray]:
     """Noise at the model's size, and the states of a prompt."""
+    channels = folders.read_json(painter.folder / "unet" / "config.json")["in_channels"]
     width, height = (side // painter.shrink for side in painter.size)
     states, _ = painter.encode(PROMPTS[0])
-    latents = np.random.default_rng(0).standard_normal((batch, channels(painter), height, width), np.float32)
-    timestep = np.full(batch, 500, np.float32)
-    return {"sample": latents, "timestep": timestep, "encoder_hidden_states": np.repeat(states, batch, axis=0)}
-
-
-def channels(painter: Painter) -> int:
-    """Channels of a latent, seen in the first step of a drawing."""
-    return int(next(painter.trace(PROMPTS[0], seed=0)).x.shape[1])
+    return {
+        "sample": np.random.default_rng(0).standard_normal((batch, channels, height, width), np.float32),
+        "timestep": np.full(batch, 500, np.float32),
+        "encoder_hidden_states": np.repeat(states, batch, axis=0),
+    }
 
 
 def pictures(opened: dict[str, Painter], num_inference_steps: int = STEPS) -> dict[str, Any]:
     """How far each engine's pictures are from those of torch in fp32, of 255."""
-    drawn = {
-        name: np.stack(
-            [
-                painter.draw(one, seed=i, num_inference_steps=num_inference_steps)[0].pixels
-                for i, one in enumerate(PROMPTS)
-            ]
-        )
-        for name, painter in opened.items()
-    }
-    there = drawn[" ".join(BASE)].astype(int)
-    apart = {name: np.abs(there - here) for name, here in drawn.items() if name != " ".join(BASE)}
+    drawn = {name: drawings(painter, num_inference_steps) for name, painter in opened.items()}
+    there = drawn.pop(" ".join(BASE)).astype(int)
+    apart = {name: np.abs(there - here) for name, here in drawn.items()}
     return {name: {"mean": one.mean(), "largest": one.max(), "pictures": len(one)} for name, one in apart.items()}
+
+
+def drawings(painter: Painter, num_inference_steps: int) -> np.ndarray:
+    """One picture for each prompt: (B, H, W, 3) uint8."""
+    settings = {"num_inference_steps": num_inference_steps}
+    return np.stack([painter.draw(prompt, seed=seed, **settings)[0].pixels for seed, prompt in enumerate(PROMPTS)])
 
 
 def measure(model: Path | None = None, rounds: int = 15, limit: float = 60.0) -> dict[str, Any]:
@@ -94,6 +91,15 @@ def measure(model: Path | None = None, rounds: int = 15, limit: float = 60.0) ->
     }
 
 
+def rows_of(found: dict[str, Any]) -> list[list[str]]:
+    """A line for each engine: milliseconds, and how many times as fast as torch in fp32."""
+    rows = []
+    for name, row in found.items():
+        ms = (f"{1000 * row['seconds'][key]:.1f}" for key in ("median", "min", "max"))
+        rows.append([name, *ms, f"{row['times torch fp32']['median']:.2f}"])
+    return rows
+
+
 def main() -> None:
     given = parser(__doc__, "engines")
     given.add_argument("--model", type=Path, default=None, help="a model folder; the built-in one unless given")
@@ -103,22 +109,10 @@ def main() -> None:
     here = machine()
     report = measure(a.model, a.rounds, a.limit)
     for batch, found in report["steps"].items():
-        rows = [
-            [
-                name,
-                *(f"{1000 * row['seconds'][key]:.1f}" for key in ("median", "min", "max")),
-                f"{row['times torch fp32']['median']:.2f}",
-            ]
-            for name, row in found.items()
-        ]
-        print(table([f"{batch}, ms a step", "median", "min", "max", "times torch fp32"], rows), end="\n\n")
+        print(table([f"{batch}, ms a step", "median", "min", "max", "times torch fp32"], rows_of(found)), end="\n\n")
     apart = report["differences from torch fp32, of 255"]
-    print(
-        table(
-            ["pictures, of 255", "mean", "largest"],
-            [[name, f"{row['mean']:.3f}", row["largest"]] for name, row in apart.items()],
-        )
-    )
+    rows = [[name, f"{row['mean']:.3f}", row["largest"]] for name, row in apart.items()]
+    print(table(["pictures, of 255", "mean", "largest"], rows))
     write(a.out, {"machine": here, **report})
 
 

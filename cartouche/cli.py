@@ -146,23 +146,27 @@ def export(folder: ModelFolder) -> None:
         sys.stdout.write(f"{path}\n")
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    """Draws pictures from words."""
-    if version:
-        import cartouche
+def _say_version(wanted: bool) -> None:
+    import cartouche
 
+    if wanted:
         sys.stdout.write(f"cartouche {cartouche.__version__}\n")
         raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_say_version)]
+
+
+@app.callback()
+def options(version: Version = False) -> None:
+    """Draws pictures from words."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 (redrawn otherwise), 2 (an error, said in one line) or 130 (Ctrl-C)."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path in other letters
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return int(app(arguments or ["--help"], prog_name="cartouche", standalone_mode=False) or 0)
@@ -220,9 +224,9 @@ def chosen_steps(text: str, total: int) -> set[int]:
     if not all(part.isdecimal() for part in parts):
         raise CartoucheError(f"--film-strip {text} is neither a number of moments, as 8, nor steps, as 1,2,5,20")
     steps = {int(part) for part in parts}
-    if len(parts) == 1:
-        moments = min(max(*steps, 1), total)
-        return {round(1 + i * (total - 1) / max(moments - 1, 1)) for i in range(moments)} | {total}
+    if len(parts) == 1 and min(steps) > 0:
+        moments = min(*steps, total)
+        return {total - round(i * (total - 1) / max(moments - 1, 1)) for i in range(moments)}
     if min(steps) < 1 or max(steps) > total:
         raise CartoucheError(f"--film-strip {text} asked of {total} steps; choose steps from 1 to {total}")
     return steps
@@ -271,8 +275,11 @@ class Screen:
 
     def __enter__(self) -> Screen:
         """While inside there is a bar, and warnings are kept for the end."""
+        from cartouche.draw.paint import CutWarning
+
         self._caught = warnings.catch_warnings(record=True)
         self._warnings = self._caught.__enter__()
+        warnings.simplefilter("always", CutWarning)
         if sys.stderr.isatty() and not self.as_json:
             from rich.console import Console
             from rich.progress import Progress

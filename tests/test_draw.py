@@ -1,7 +1,9 @@
 """Drawing: an iterator of steps, the same picture alone or in company, on either engine and in diffusers."""
 
 import inspect
+import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -256,9 +258,19 @@ def test_a_folder_or_engine_that_cannot_be_used_is_refused(tiny_model, tmp_path)
         Painter(tiny_model, batch=0)
 
 
-def test_without_graphs_openvino_says_how_to_write_them_and_auto_takes_torch(tiny_model, tmp_path):
-    import shutil
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"in_channels": 9}, "takes 9 channels"), ({"addition_embed_type": "text_time"}, "second text tower")],
+)
+def test_a_model_that_needs_more_than_a_prompt_is_refused(tiny_model, tmp_path, change, message):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = tmp_path / "model" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(CartoucheError, match=message):
+        Painter(tmp_path / "model")
 
+
+def test_without_graphs_openvino_says_how_to_write_them_and_auto_takes_torch(tiny_model, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("*.onnx"))
     with pytest.raises(CartoucheError, match="cartouche weights export"):

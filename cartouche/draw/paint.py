@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,6 +117,7 @@ class Painter:
         self._scheduler = folders.read_json(self.folder / "scheduler" / "scheduler_config.json")
         self._unet = folders.read_json(self.folder / "unet" / "config.json")
         self._vae = folders.read_json(self.folder / "vae" / "config.json")
+        _check_drawable(self._unet, self._vae)
         self.kind = kind_of(self._scheduler)
         self.tokenizer = Tokenizer.load(self.folder / "tokenizer")
         self.shrink = 2 ** (len(self._vae["block_out_channels"]) - 1)
@@ -236,7 +237,7 @@ class Painter:
         if cut:
             room = self.tokenizer.context - 2
             said = f"the prompt is longer than {room} tokens; left out: {' '.join(cut)}"
-            warnings.warn(said, CutWarning, stacklevel=4)
+            warnings.warn(said, CutWarning, stacklevel=3)
         return states, cut
 
     def _ladder(self, name: str) -> schedule.Ladder:
@@ -279,6 +280,19 @@ class Painter:
                 yield Step(
                     one.number - 1, one.total, one.here, one.x, one.x0, conditional, unconditional, self, recipes
                 )
+
+
+def _check_drawable(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Refuse models that need more than a prompt to draw."""
+    latent, taken = vae.get("latent_channels", 4), unet.get("in_channels", 4)
+    if taken != latent:
+        raise CartoucheError(
+            f"this U-Net takes {taken} channels, latents have {latent}: it edits pictures; open another"
+        )
+    if unet.get("addition_embed_type"):
+        raise CartoucheError(
+            "this U-Net wants sizes and a second text tower (SDXL), which is not drawn yet; open another"
+        )
 
 
 def _engine(folder: Path, engine: str) -> str:

@@ -5,36 +5,34 @@ Zhou et al. 2019, "Objects as Points", heads as in section 3), other training, e
 names are our own.
 """
 
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from cartouche.nets.settings import NetConfig
 
 STRIDE = 8  # pixels per cell of the output grid
 
 
 @dataclass(frozen=True)
-class RefereeConfig:
-    """concepts: one class per entry; styles, colours: the names the global heads choose from; width: channels on
-    the output grid."""
+class RefereeConfig(NetConfig):
+    """concepts: one class per entry; styles, colours: the names the global heads choose from.
 
-    concepts: tuple[str, ...]
-    styles: tuple[str, ...]
-    colours: tuple[str, ...]
-    width: int = 192
+    width: channels on the output grid; depth: blocks at each stage.
+    """
+
+    concepts: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+    width: int = 128
     depth: int = 3
 
-    def to_dict(self) -> dict:
-        return {
-            "_class_name": "Referee",
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()},
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "RefereeConfig":
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if not k.startswith("_")}
-        return cls(**fields)
+    HEADER: ClassVar[Mapping[str, str]] = {"_class_name": "Referee"}
 
 
 class Sight(NamedTuple):
@@ -87,7 +85,7 @@ class Referee(nn.Module):
         self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
         self.merge = nn.Sequential(*(ConvBlock(width) for _ in range(config.depth)))
         self.centre, self.box = nn.Conv2d(width, 1, 1), nn.Conv2d(width, 4, 1)
-        nn.init.constant_(self.centre.bias, -4.0)  # centres are rare (Lin et al. 2017, section 4.1)
+        nn.init.constant_(self.centre.bias, -4.0)  # type: ignore[arg-type] # centres are rare (Lin et al. 2017, section 4.1)
         self.concept = nn.Sequential(
             nn.LayerNorm(3 * width),
             nn.Linear(3 * width, 2 * width),

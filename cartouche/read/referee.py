@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -15,13 +15,15 @@ from cartouche.weights import folder as folders
 if TYPE_CHECKING:
     import torch
 
+    from cartouche.nets.referee import Referee, Sight
+
 SPLITS = ("", "left", "above")
 THRESHOLD = 0.3  # of the centre's probability
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """One object seen. box: (x0, y0, x1, y1) in pixels; score: probability of a centre there; concept: its best name."""
+    """One object seen. box: (x0, y0, x1, y1) in pixels; score: chance of a centre; concept: its best name."""
 
     concept: str
     score: float
@@ -46,7 +48,7 @@ class RefereeReader:
     """The referee of a folder. `among`: the concepts it may name; all it knows by default."""
 
     def __init__(self, folder: Path | str, among: Iterable[str] | None = None) -> None:
-        self.net: Any = folders.load_net(folder)
+        self.net = cast("Referee", folders.load_net(folder))
         known = self.net.config.concepts
         self.among = tuple(known) if among is None else tuple(among)
         strange = sorted(set(self.among) - set(known))
@@ -66,14 +68,14 @@ class RefereeReader:
                 readings += [self._reading(sight, i) for i in range(len(part))]
         return readings
 
-    def _reading(self, sight: Any, i: int) -> Reading:
+    def _reading(self, sight: Sight, i: int) -> Reading:
         config = self.net.config
         split = SPLITS[int(sight.split[i].argmax())]
         grounds = (sight.first, sight.second) if split else (sight.first,)
         background = tuple(config.colours[int(one[i].argmax())] for one in grounds)
         return Reading(tuple(self._objects(sight, i)), config.styles[int(sight.style[i].argmax())], split, background)
 
-    def _objects(self, sight: Any, i: int) -> Sequence[Sighting]:
+    def _objects(self, sight: Sight, i: int) -> Sequence[Sighting]:
         from cartouche.nets.referee import STRIDE
 
         chance = sight.centre[i].sigmoid()  # (h, w)

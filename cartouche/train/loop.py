@@ -196,7 +196,7 @@ def one_step(
             loss, notes = task(state.net, to_device(batch.values, target), generator(settings.seed, state.step, target))
         worth = float(loss.detach())
         check_finite(state, batch, "loss", worth)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     norm = optim.clip_gradient(state.net, settings.clip)
     check_finite(state, batch, "gradient norm", norm)
     state.optimizer.step()

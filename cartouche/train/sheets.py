@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from cartouche.images import grid, to_uint8, write_whole
+
 INK, PAPER, LINE, FAINT = (35, 35, 40), (255, 255, 255), (24, 95, 165), (205, 205, 210)
 MARGIN = (70, 30, 20, 40)  # left, top, right, bottom
 
 
-def sheet(pictures: Any, columns: int = 0, gap: int = 4, captions: Sequence[str] = ()) -> Image.Image:
+def sheet(pictures: Any, columns: int = 0, gap: int = 4) -> Image.Image:
     """Pictures (B, 3, H, W) in [-1, 1] (array or tensor) side by side on one sheet, near square unless told."""
-    values = np.asarray(pictures.detach().cpu().float() if hasattr(pictures, "detach") else pictures, np.float32)
-    pixels = np.clip(np.round((values + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)  # (B, H, W, 3)
-    count, height, width, _ = pixels.shape
-    columns = columns or max(1, math.ceil(math.sqrt(count)))
-    rows, below = math.ceil(count / columns), 14 if captions else 0
-    size = (gap + columns * (width + gap), gap + rows * (height + below + gap))
-    canvas = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for index, one in enumerate(pixels):
-        x, y = gap + index % columns * (width + gap), gap + index // columns * (height + below + gap)
-        canvas.paste(Image.fromarray(one), (x, y))
-        if index < len(captions):
-            draw.text((x, y + height + 1), captions[index][: width // 6], fill=INK)
-    return canvas
+    return Image.fromarray(to_uint8(grid(_array(pictures), columns or None, gap))[0])
 
 
 def curve(points: Sequence[tuple[float, float]], title: str, levels: Mapping[str, float] | None = None) -> Image.Image:
@@ -71,7 +60,7 @@ def matrix(scores: Any, side: int = 512) -> Image.Image:
 
     A net that has learned shows a dark diagonal on pale ground; one at chance shows an even grey.
     """
-    values = np.asarray(scores.detach().cpu().float() if hasattr(scores, "detach") else scores, np.float32)
+    values = _array(scores)
     low, high = float(values.min()), float(values.max())
     share = (values - low) / ((high - low) or 1.0)
     pale, dark = np.array(PAPER, np.float32), np.array((12, 50, 105), np.float32)
@@ -80,9 +69,11 @@ def matrix(scores: Any, side: int = 512) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path | str) -> Path:
-    """Write a PNG whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
-    return path
+    """Write a PNG whole or not at all, over an older one."""
+    data = BytesIO()
+    picture.save(data, format="PNG")
+    return write_whole(Path(path), data.getvalue(), force=True)
+
+
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values, np.float32)

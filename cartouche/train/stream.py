@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cartouche.config import CartoucheError
+from cartouche.data import shuffle
 
 TRIES = 100  # bad samples in a row before a source is called broken
 
@@ -55,7 +56,7 @@ class Shuffled:
     def place(self, index: int) -> int:
         """Where in the source the index-th sample of the stream lies."""
         epoch, position = divmod(index, len(self.source))
-        return permuted(position, len(self.source), (self.seed << 32) ^ epoch)
+        return shuffle.place(position, len(self.source), self.seed, epoch)
 
     @property
     def gather(self) -> Callable[[Sequence[int]], dict[str, Any]] | None:
@@ -64,30 +65,6 @@ class Shuffled:
         if gather is None:
             return None
         return lambda indices: gather([self.place(index) for index in indices])
-
-
-def permuted(position: int, count: int, key: int) -> int:
-    """A pseudo-random permutation of range(count): a four-round Feistel network, walked until it lands inside.
-
-    Black and Rogaway, "Ciphers with arbitrary finite domains" (2002), the cycle-walking construction.
-    """
-    half = max(1, ((count - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = position >> half, position & mask
-        for turn in range(4):
-            left, right = right, left ^ (_mixed(right, turn, key) & mask)
-        position = (left << half) | right
-        if position < count:
-            return position
-
-
-def _mixed(value: int, turn: int, key: int) -> int:
-    """64 well-mixed bits of three numbers (the finaliser of SplitMix64, Steele et al. 2014)."""
-    x = (value + 0x9E3779B97F4A7C15 * (turn + 1) + 0xD1B54A32D192ED03 * key) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return x ^ (x >> 31)
 
 
 def batches(
