@@ -74,7 +74,8 @@ def interleaved(
     So a machine that slows down slows all of them, and none always follows the same neighbour. The first `warmup`
     rounds are not kept; after `limit` seconds no further round begins, but three are always made where asked for.
     """
-    names, taken = list(rivals), {name: [] for name in rivals}  # type: dict[str, list[float]]
+    names = list(rivals)
+    taken: dict[str, list[float]] = {name: [] for name in names}
     started = time.perf_counter()
     for turn in range(warmup + rounds):
         if turn >= warmup + 3 and time.perf_counter() - started > limit:

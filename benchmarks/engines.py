@@ -67,7 +67,7 @@ def step_inputs(painter: Painter, batch: int) -> dict[str, np.ndarray]:
 def pictures(opened: dict[str, Painter], num_inference_steps: int = STEPS) -> dict[str, Any]:
     """How far each engine's pictures are from those of torch in fp32, of 255."""
     drawn = {name: drawings(painter, num_inference_steps) for name, painter in opened.items()}
-    there = drawn.pop(" ".join(BASE)).astype(int)
+    there: np.ndarray = drawn.pop(" ".join(BASE)).astype(int)
     apart = {name: np.abs(there - here) for name, here in drawn.items()}
     return {name: {"mean": one.mean(), "largest": one.max(), "pictures": len(one)} for name, one in apart.items()}
 

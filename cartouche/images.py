@@ -151,7 +151,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
 
 def parameters(recipe: Mapping[str, Any]) -> str:
     """A recipe in the A1111 form, which others read: the prompt, the negative prompt, then `Name: value, ...`."""
-    height, width = recipe.get("height"), recipe.get("width")
+    height, width, version = (recipe.get(name) for name in ("height", "width", "version"))
     sampler = str(recipe.get("sampler", ""))
     entries = {
         "Steps": recipe.get("num_inference_steps"),
@@ -161,7 +161,7 @@ def parameters(recipe: Mapping[str, Any]) -> str:
         "Size": f"{width}x{height}" if height and width else None,
         "Model hash": recipe.get("model_hash"),
         "Model": recipe.get("model"),
-        "Version": recipe.get("version"),
+        "Version": f"cartouche {version}" if version else None,
     }
     lines = [str(recipe.get("prompt", ""))]
     if negative := recipe.get("negative_prompt"):

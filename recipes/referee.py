@@ -30,7 +30,7 @@ class RefereeRecipe:
     name: str = "referee"
     pack: str = PACK
     width: int = 128
-    depth: int = 3
+    depth: int = 2
     settings: TrainSettings = field(
         default_factory=lambda: TrainSettings(
             steps=2600,

@@ -315,7 +315,7 @@ def test_force_writes_over_it(draw):
 
 def test_a_folder_that_may_not_be_written_is_named(draw, tmp_path, monkeypatch):
     (tmp_path / "locked").mkdir(mode=0o500)
-    monkeypatch.setattr(cli.os, "access", lambda *_: False)  # root, whom no mode stops, runs tests too
+    monkeypatch.setattr(cli.os, "access", lambda path, mode: mode == os.R_OK)  # no mode stops root, who runs tests too
     code, _, error = draw("--out", "locked")
     assert (code, error) == (2, "error: locked is not a folder that can be written; choose another --out\n")
 
@@ -332,7 +332,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(draw, tmp_path, monkeypatch)
 
 def test_a_full_disk_behind_stdout_is_one_line_too():
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, "-m", "cartouche", "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
+        arguments = [sys.executable, "-m", "cartouche", "--help"]
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: ")
 

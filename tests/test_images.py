@@ -26,7 +26,7 @@ RECIPE = {
     "width": 64,
     "height": 32,
     "model": "builtin",
-    "version": "cartouche 0.1.0",
+    "version": "0.1.0",
 }
 
 
