@@ -8,19 +8,21 @@ It judges drawings, so it is trained apart from the CLIP that conditions them, w
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import PACK, scenes
+from common import PACK
 from torch import nn
 
 from cartouche.data import palette
-from cartouche.data.emoji import Pack
-from cartouche.data.scenes import Mixture
+from cartouche.data.emoji import Drawing, Pack
+from cartouche.data.scenes import Composer, Mixture
+from cartouche.data.streams import Scenes
+from cartouche.measure.obedience import hundred_names
 from cartouche.nets.referee import Referee, RefereeConfig
 from cartouche.train.loop import Task, TrainSettings
 from cartouche.train.referee import RefereeSamples, RefereeTask
 from cartouche.train.stream import Source
 from cartouche.weights.folder import save_net
 
-MIXTURE = Mixture(count=(0.4, 0.25, 0.2, 0.15), symbols=0.15)
+MIXTURE = Mixture(count=(0.4, 0.25, 0.2, 0.15), symbols=0)
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,9 @@ class RefereeRecipe:
     depth: int = 2
     settings: TrainSettings = field(
         default_factory=lambda: TrainSettings(
-            steps=2600,
+            steps=1400,
             batch=48,
-            learning_rate=2e-3,
+            learning_rate=1.5e-3,
             warmup=100,
             weight_decay=0.05,
             ema=0.997,
@@ -51,20 +53,26 @@ class RefereeRecipe:
         return RefereeTask()
 
     def source(self) -> Source:
-        return RefereeSamples(
-            scenes(self.pack, "train", seed=6, mixture=MIXTURE), config(self.pack, self.width, self.depth)
-        )
+        pack = Pack(self.pack)
+        composer = Composer(drawings(pack), seed=6, mixture=MIXTURE)
+        return RefereeSamples(Scenes(pack, composer), config(self.pack, self.width, self.depth))
 
     def export(self, average: nn.Module, folder: Path) -> None:
-        save_net(folder, average)
+        save_net(folder, average, "float16")
+
+
+def drawings(pack: Pack) -> list[Drawing]:
+    """The train split's drawings of the hundred names: the referee has to tell these apart, and learns them well."""
+    train = pack.of("train")
+    names = set(hundred_names(train))
+    return [d for d in train if d.concept in names]
 
 
 def config(pack: str, width: int, depth: int) -> RefereeConfig:
-    """One class for each concept of the train split."""
-    train = Pack(pack).of("train")
-    concepts = tuple(sorted({d.concept for d in train}))
-    styles = tuple(sorted({d.style for d in train}))
-    return RefereeConfig(concepts, styles, palette.NAMES, width, depth)
+    """One class for each of the hundred names."""
+    known = drawings(Pack(pack))
+    concepts, styles = sorted({d.concept for d in known}), sorted({d.style for d in known})
+    return RefereeConfig(tuple(concepts), tuple(styles), palette.NAMES, width, depth)
 
 
 def settings() -> RefereeRecipe:

@@ -5,7 +5,7 @@ seed, an epoch is a range of numbers, and resuming is starting at a number. Obje
 never overlap, so boxes and masks are exact and a caption (captions.py) can be checked against the picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,12 +99,17 @@ class Mixture:
 
 @dataclass
 class Composer:
-    """Composes scenes from drawings. `composer[i]` is scene i; a pure function of (drawings, mixture, seed, i)."""
+    """Composes scenes from drawings. `composer[i]` is scene i; a pure function of the fields and i.
+
+    favoured: concepts that are drawn `favour` times as often as they would be: a core vocabulary to learn first.
+    """
 
     drawings: Sequence[Drawing]
     seed: int = 0
     size: int = 128
     mixture: Mixture = field(default_factory=Mixture)
+    favoured: Collection[str] = frozenset()
+    favour: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.drawings:
@@ -114,8 +119,8 @@ class Composer:
             self._by_style.setdefault(drawing.style, []).append(drawing)
         self._styles = sorted(self._by_style)
         self._style_weights = _normal([STYLE_WEIGHT.get(s, 1.0) for s in self._styles])
-        self._things = {s: _weighted([d for d in self._by_style[s] if d.scene]) for s in self._styles}
-        self._signs = {s: _weighted([d for d in self._by_style[s] if not d.scene]) for s in self._styles}
+        self._things = {s: self._weighted([d for d in self._by_style[s] if d.scene]) for s in self._styles}
+        self._signs = {s: self._weighted([d for d in self._by_style[s] if not d.scene]) for s in self._styles}
 
     def __getitem__(self, index: int) -> Scene:
         return self.compose(rng_of(self.seed, index))
@@ -134,6 +139,13 @@ class Composer:
             for d, box in zip(drawings, boxes, strict=True)
         ]
         return Scene(self.size, style, background, tuple(objects))
+
+    def _weighted(self, drawings: list[Drawing]) -> tuple[list[Drawing], np.ndarray]:
+        return drawings, _normal([self._weight(d) for d in drawings])
+
+    def _weight(self, drawing: Drawing) -> float:
+        plain = GROUP_WEIGHT.get(drawing.group, 1.0) * (1.0 if " " in drawing.name_en else ONE_WORD_WEIGHT)
+        return plain * (self.favour if drawing.concept in self.favoured else 1.0)
 
     def _pick(self, style: str, count: int, rng: np.random.Generator) -> list[Drawing]:
         things, weights = self._things[style]
@@ -276,12 +288,6 @@ def _cells(count: int, rng: np.random.Generator) -> list[tuple[float, float, flo
     else:
         cells = [(0.0, 0.0, 0.5, 0.5), (0.5, 0.0, 0.5, 0.5), (0.0, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5)]
     return [cells[i] for i in rng.permutation(len(cells))[:count]]
-
-
-def _weighted(drawings: list[Drawing]) -> tuple[list[Drawing], np.ndarray]:
-    return drawings, _normal(
-        [GROUP_WEIGHT.get(d.group, 1.0) * (1.0 if " " in d.name_en else ONE_WORD_WEIGHT) for d in drawings]
-    )
 
 
 def _normal(weights: Sequence[float]) -> np.ndarray:

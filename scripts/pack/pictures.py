@@ -81,5 +81,5 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 def _encoded(image: Image.Image, method: int) -> bytes:
     file = io.BytesIO()
-    image.save(file, "WEBP", lossless=True, method=method)
+    image.save(file, "WEBP", lossless=True, quality=75, method=method)
     return file.getvalue()

@@ -12,7 +12,7 @@ _LEFT_OUT = {("blob", "1f52b"): "artwork carries a text hashtag"}
 
 @dataclass(frozen=True)
 class Style:
-    """One set of drawings. repository names the option with its clone; group 1 of the pattern file is the code points."""
+    """One set of drawings. repository: the option with its clone; group 1 of the pattern file is the code points."""
 
     name: str
     repository: str
