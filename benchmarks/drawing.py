@@ -1,10 +1,10 @@
 """How well the model obeys its prompts: each clause judged by the referee, with the referee's own accuracy beside it.
 
-    python benchmarks/drawing.py --pack FOLDER [--count 500] [--model FOLDER] [--referee benchmarks/referee]
+    python benchmarks/drawing.py --pack FOLDER [--count 500] [--model FOLDER] [--referee benchmarks/nets/referee]
 
 Writes benchmarks/results/drawing.json and, for the eye, one sheet a line. Prompts are true captions of scenes composed
-with a seed kept for this, over the train split's drawings of 100 names; nothing is picked. "referee on true
-scenes" is the same reading of the scenes' own pictures: no drawing can be expected to score above it.
+with a seed kept for this, over the train split's drawings of 100 names; picture i has seed i; nothing is picked.
+"referee on true scenes" is the same reading of the scenes' own pictures: no drawing can be expected to score above it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from bench import RESULTS, machine, write
+from bench import NETS, RESULTS, machine, write
 
 import cartouche
 from cartouche import images
@@ -24,13 +24,16 @@ from cartouche.measure.nearest import Nearest
 from cartouche.measure.obedience import LINES, Ask, asks, hundred_names, rates, verdict
 from cartouche.read.referee import RefereeReader
 
+SHOWN = 48  # pictures on a sheet, seeds 0 to 47
+COMPARED = 100  # pictures held against every training drawing
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pack", type=Path, required=True)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--model", type=Path, default=None)
-    parser.add_argument("--referee", type=Path, default=Path(__file__).parent / "referee")
+    parser.add_argument("--referee", type=Path, default=NETS / "referee")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=None)
     parser.add_argument("--lines", nargs="*", default=list(LINES))
@@ -49,18 +52,19 @@ def main() -> None:
         made = asks(line, drawings, a.count)
         true = images.from_uint8(np.stack([render(pack, ask.scene)[0] for ask in made]))
         start = time.perf_counter()
-        drawn = [painter.draw(ask.prompt, seed=1000 + i, **settings)[0].pixels for i, ask in enumerate(made)]
+        drawn = [painter.draw(ask.prompt, seed=i, **settings)[0].pixels for i, ask in enumerate(made)]
         took = (time.perf_counter() - start) / len(made)
         readings = reader.read(images.from_uint8(np.stack(drawn)))
         report["lines"][line] = judged(line, made, readings, family) | {
             "referee on true scenes": judged(line, made, reader.read(true), family)["all"],
             "seconds a picture": took,
+            "shown": [ask.prompt for ask in made[:SHOWN]],
         }
         if line == "single":
             report["nearest training drawing"] = nearest(pack, train, drawn, made, readings)
-        sheet = images.grid(images.from_uint8(np.stack(drawn[:48])), columns=12)
+        sheet = images.grid(images.from_uint8(np.stack(drawn[:SHOWN])), columns=12)
         images.save_png(a.out.with_name(f"{a.out.stem}_{line}.png"), images.to_uint8(sheet)[0], force=True)
-        print(line, json.dumps(report["lines"][line], indent=1), flush=True)
+        print(line, json.dumps(report["lines"][line]["all"], indent=1), flush=True)
     write(a.out, report)
 
 
@@ -76,7 +80,7 @@ def judged(line: str, made: list[Ask], readings: list, family: dict[str, str]) -
 def nearest(pack: Pack, train: list, drawn: list, made: list[Ask], readings: list) -> dict:
     """Distances to the nearest training drawing of drawn objects, and of true scenes' objects for comparison."""
     look, drawn_gap, true_gap, same = Nearest(pack, train), [], [], Counter()
-    for pixels, ask, reading in zip(drawn[:200], made, readings, strict=False):
+    for pixels, ask, reading in zip(drawn[:COMPARED], made, readings, strict=False):
         truth = ask.scene.objects[0]
         true_gap.append(look(render(pack, ask.scene)[0], truth.box).distance)
         if reading.objects:

@@ -86,12 +86,12 @@ class Denoiser:
     cache: str = str(run_folder("latents"))
     settings: TrainSettings = field(
         default_factory=lambda: TrainSettings(
-            steps=7000,
+            steps=4600,
             batch=32,
             learning_rate=8e-4,
             warmup=200,
             decay="constant",
-            cooldown=1000,
+            cooldown=900,
             weight_decay=0.01,
             ema=0.9985,
             channels_last=True,

@@ -132,7 +132,7 @@ def indexed(path: Path, limits: Limits, cache: Path | None = None) -> Index:
 def _load(sidecar: Path, stamp: str) -> Index | None:
     """A stored index, or None when there is none, it is damaged or it belongs to another state of the shard."""
     try:
-        with np.load(io.BytesIO(sidecar.read_bytes()), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(sidecar.read_bytes())) as stored:
             said, rows = json.loads(stored["said"].tobytes()), stored["rows"]
             fits = said["stamp"] == stamp and rows.dtype == _ROW and len(rows) == len(said["keys"])
             return Index(rows, said["keys"], said["faults"]) if fits else None

@@ -30,7 +30,7 @@ def split_concepts(group: Mapping[str, str], family: Mapping[str, str]) -> dict[
     """Concept id -> "train", "val" or "test"; a family stays together. group, family: concept id -> name."""
     side: dict[str, str] = {}
     sizes = _counted(family.values())
-    for name in dict.fromkeys(group.values()):
+    for name in sorted(set(group.values())):
         concepts = [concept for concept in group if group[concept] == name]
         wanted = {"test": ceil(TEST * len(concepts)), "val": ceil(VAL * len(concepts))}
         taken = {"test": 0, "val": 0}
