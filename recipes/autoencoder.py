@@ -1,6 +1,9 @@
 """The autoencoder: 128x128 pictures to 16x16x8 latents and back.
 
-cartouche train recipes/autoencoder.py pack=FOLDER
+    cartouche train recipes/autoencoder.py pack=FOLDER
+
+Run on one core of two (AMD EPYC, bf16), 33 minutes at 42 images/s beside another training. Reached on the averaged
+weights: see benchmarks/results/autoencoder.json.
 """
 
 from dataclasses import dataclass, field, replace

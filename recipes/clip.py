@@ -1,6 +1,10 @@
 """CLIP: pictures and captions of scenes into one 512-d space; its text tower is what the denoiser listens to.
 
-cartouche train recipes/clip.py pack=FOLDER
+    cartouche train recipes/clip.py pack=FOLDER
+
+Run on one core of two (AMD EPYC, bf16), 42 minutes at 90 pairs/s beside another training: 1,000 steps, then prolonged
+to 1,650. Reached on the averaged weights: recall@1 of 0.385 among 1,000 everyday captions of held-out scenes; with
+captions that leave nothing out, see benchmarks/results/clip.json.
 """
 
 from dataclasses import dataclass, field

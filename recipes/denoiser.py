@@ -2,7 +2,12 @@
 
     cartouche train recipes/denoiser.py pack=FOLDER
 
-It needs the runs of recipes/autoencoder.py and recipes/clip.py beside its own. The first start encodes the scenes.
+It needs the runs of recipes/autoencoder.py and recipes/clip.py beside its own. The first start encodes the scenes (six
+minutes on one core).
+
+Run on two cores (AMD EPYC, bf16), 50 minutes, of them 25 on one core only, at 40 and 70 images/s; steps 1 to 1,443 with
+favour=1, the rest as it stands here. Reached on the averaged weights: see benchmarks/results/drawing.json, and
+docs/journal.md for what it lacks and how to go on.
 """
 
 import json
