@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,7 +59,7 @@ class OpenVINONet:
         self.graph = Path(graph)
         if not self.graph.is_file():
             raise CartoucheError(f"no graph at {self.graph}; write it with `cartouche weights export FOLDER`")
-        core = openvino_runtime().Core()
+        core = _core()
         native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = _choose(precision, native)
         cache = cache or CompileCache.default()
@@ -198,6 +199,16 @@ def openvino_runtime() -> Any:
     with _hidden(converter):
         import openvino
     return openvino
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    """The one core of this process, kept to its end.
+
+    OpenVINO's CPU plugin gives the main thread a stack for signal handlers and frees it with the last core; the next
+    signal that Python handles (a Ctrl-C, a child's end) would then crash the process.
+    """
+    return openvino_runtime().Core()
 
 
 @contextmanager

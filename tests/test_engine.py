@@ -1,13 +1,16 @@
 """The engines: one face, one result; the compile cache; nothing said over the network."""
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
+from cartouche import engine
 from cartouche.config import CartoucheError
 from cartouche.engine import CompileCache, OpenVINONet, TorchNet
 from cartouche.weights import folder as folders
@@ -257,3 +260,11 @@ assert not [name for name in sys.modules if "telemetry" in name]
 """
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_the_core_outlives_its_nets_for_signals_are_handled_on_its_stack(tiny_model, cache):
+    core = weakref.ref(engine._core())
+    net = OpenVINONet(tiny_model / "text_encoder/graph.onnx", "fp32", cache)
+    del net
+    gc.collect()
+    assert core() is engine._core()
