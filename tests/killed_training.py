@@ -26,7 +26,7 @@ from cartouche.train.loop import TrainSettings, fit
 from cartouche.train.run import TrainRecipe, train
 
 SETTINGS = TrainSettings(
-    steps=150, batch=3, warmup=20, cooldown=30, ema=0.99, channels_last=True, precision="bf16", workers=0, threads=1,
+    steps=400, batch=3, warmup=20, cooldown=30, ema=0.99, channels_last=True, precision="bf16", workers=0, threads=1,
     save_every=6, keep=2, log_every=1, device="cpu",
 )  # fmt: skip
 KILLS = 12
