@@ -5,6 +5,7 @@ It prints one JSON object: what the kills, the second signal and the second trai
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -30,6 +31,7 @@ SETTINGS = TrainSettings(
     save_every=6, keep=2, log_every=1, device="cpu",
 )  # fmt: skip
 KILLS = 12
+STEP = b"." * 4096  # all that a pipe of one page holds: a child is never more than two steps ahead of its killer
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def run(out: Path, pipe: int) -> None:
     for progress in fit(SETTINGS, net(), task, Numbers(), out):
         journal.write(progress)
         if pipe >= 0:
-            os.write(pipe, b".")
+            os.write(pipe, STEP)
 
 
 def forked(work: Any, *arguments: Any) -> int:
@@ -80,10 +82,11 @@ def forked(work: Any, *arguments: Any) -> int:
 def kill_at_random(out: Path, rng: random.Random) -> int:
     """Start, let a random number of steps and a random moment pass, SIGKILL. Returns the signal the child died of."""
     reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, len(STEP))
     child = forked(run, out, writing)
     os.close(writing)
     for _ in range(rng.randint(1, 18)):
-        os.read(reading, 1)
+        os.read(reading, len(STEP))
     time.sleep(rng.uniform(0, 0.02))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
