@@ -25,7 +25,7 @@ from cartouche.weights.folder import save_net
 CONFIG = AutoencoderConfig(
     block_out_channels=(32, 64, 96, 128),
     latent_channels=8,
-    norm_num_groups=1,  # one group: a flat ground keeps its colour through the normalisation, and learns twice as fast
+    norm_num_groups=1,  # one group: a flat ground keeps its colour through the normalisation
     mid_block_add_attention=False,  # so that training on quarter pictures carries over to whole ones
     sample_size=128,
 )

@@ -5,7 +5,7 @@
 It needs the runs of recipes/autoencoder.py and recipes/clip.py beside its own. The first start encodes the scenes (six
 minutes on one core).
 
-Run on two cores (AMD EPYC, bf16), 50 minutes, of them 25 on one core only, at 40 and 70 images/s; steps 1 to 1,443 with
+Run on two cores (AMD EPYC, bf16), 45 minutes, of them 21 on one core only, at 40 and 70 images/s; steps 1 to 1,443 with
 favour=1, the rest as it stands here. Reached on the averaged weights: see benchmarks/results/drawing.json, and
 docs/journal.md for what it lacks and how to go on.
 """
@@ -77,8 +77,8 @@ PROMPTS = (
 class Denoiser:
     """scenes: how many are encoded once and trained on again and again, each with two captions.
 
-    favour: how many times as often the hundred names of measure/obedience.py are drawn; at 18 they are four objects in
-    five. A net this small, trained for an hour, learns a hundred things well or fifteen hundred as blots.
+    favour: how many times as often the hundred names of measure/obedience.py are drawn; at 18 they are three objects in
+    four: a net this small, trained this briefly, has no time for fifteen hundred (it has not learned the hundred yet).
     """
 
     name: str = "denoiser"
