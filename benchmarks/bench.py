@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cartouche.device import processor_has_bf16, processors
-from cartouche.images import write_whole
+from cartouche.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 NETS = Path(__file__).parent / "nets"  # not in the package: the CLIP whole, and the referee

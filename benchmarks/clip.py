@@ -1,6 +1,6 @@
 """Do pictures find their words? Recall of a CLIP among the captions of scenes never trained on, and on new drawings.
 
-    python benchmarks/clip.py --pack FOLDER [--clip benchmarks/nets/clip] [--count 1000]        (two to three minutes)
+    python benchmarks/clip.py --pack FOLDER [--clip cartouche/weights/builtin/clip] [--count 1000]   (2 to 3 minutes)
 
 Scenes: composed of the train split's drawings with a seed that no training uses. Each has its caption in the full
 manner (every clause said) and in the everyday manner (clauses left out at random, as in training), in English, in
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bench import NETS, against, machine, parser, table, write
+from bench import against, machine, parser, table, write
 
 from cartouche import images
 from cartouche.data.captions import FULL, LANGUAGES, Manner, caption
@@ -30,6 +30,7 @@ from cartouche.data.scenes import Background, Composer, Placed, Scene, render, r
 from cartouche.measure.obedience import rate
 from cartouche.nets.clip import CLIPModel
 from cartouche.text import Tokenizer
+from cartouche.weights.builtin import builtin
 from cartouche.weights.folder import load_net
 
 SEED = 4  # training reads scenes of seed 3
@@ -155,7 +156,7 @@ def measure(clip: Clip, pack: Pack, count: int = 1000, splits: Sequence[str] = (
 def main() -> None:
     given = parser(__doc__, "clip")
     given.add_argument("--pack", type=Path, required=True)
-    given.add_argument("--clip", type=Path, default=NETS / "clip")
+    given.add_argument("--clip", type=Path, default=builtin() / "clip")
     given.add_argument("--count", type=int, default=1000)
     a = given.parse_args()
     report = measure(opened(a.clip), Pack(a.pack), a.count)

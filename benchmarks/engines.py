@@ -1,21 +1,33 @@
-"""The two engines side by side: how long a step of the U-Net takes in each, and how far their pictures are apart.
+"""The engines side by side: how long a step of the U-Net takes in each, and how far their pictures are apart.
 
     python benchmarks/engines.py [--model FOLDER] [--rounds 15]          (about two minutes; needs torch)
+    python benchmarks/engines.py --large [--picture] [--rounds 5]        (half an hour; with diffusers and onnxruntime)
+    python benchmarks/engines.py --small --out FILE                      (a minute: the same, on a toy)
 
 A step is one call of the U-Net: for one picture with guidance (both passes, a batch of 2) and for a batch of 16. The
 engines are called as drawing calls them, one after the other in every round. bf16 is measured where the processor
 multiplies it natively. Pictures are drawn from the same seeds by each engine whole (text tower, steps, decoder) and
 compared with those of torch in fp32, in units of 255; in fp32 a mean difference of at most 2 is wanted.
+
+--large is a model of the size of Stable Diffusion 1.5 (rivals.py) at 512 x 512 with guidance, against diffusers as
+installed and tuned and ONNX Runtime: the same weights, each engine in a process of its own, one step each in every
+round. They do not all fit into 15 GB, so there are two groups, and diffusers in fp32 is in both; speeds are told as
+times of it, round by round. The ceiling is a product of two large bf16 matrices, in the same rounds. Memory is that of
+a fresh process, after one step and after one picture.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import against, interleaved, machine, parser, speedups, spread, table, write
+from bench import RESULTS, against, interleaved, machine, parser, speedups, spread, table, write
+from rivals import RIVALS, SIDE, Process, inputs, write_model
 
 from cartouche.device import processor_has_bf16, use_threads
 from cartouche.draw.paint import Painter
@@ -91,6 +103,113 @@ def measure(model: Path | None = None, rounds: int = 15, limit: float = 60.0) ->
     }
 
 
+# the size of Stable Diffusion 1.5
+
+FIRST = "diffusers fp32"
+GROUPS = (  # what fits into 15 GB together
+    (FIRST, "cartouche openvino bf16", "cartouche torch bf16", "diffusers bf16", "diffusers bf16, channels last"),
+    (FIRST, "cartouche openvino fp32", "cartouche torch fp32", "onnxruntime fp32"),
+)
+CEILING = "bf16 product"
+SHARES = {  # of the time of a step, at most: ours, theirs, wanted
+    "openvino to diffusers as installed": ("cartouche openvino bf16", FIRST, 0.33),
+    "openvino to diffusers in bf16": ("cartouche openvino bf16", "diffusers bf16", 0.60),
+    "torch to diffusers in bf16": ("cartouche torch bf16", "diffusers bf16", 0.75),
+}
+OF_CEILING, MORE, SPARE = 0.62, 1.15, 1e9
+WIDTHS = {"bf16": 2, "fp32": 4}
+
+
+def large(rounds: int = 5, limit: float = 1200.0, small: bool = False, picture: bool = False) -> dict[str, Any]:
+    """Steps, whole pictures where asked for, and memory of every rival on the same weights."""
+    with tempfile.TemporaryDirectory(prefix="cartouche-engines-") as place:
+        folder = Path(place) / "model"
+        counts = write_model(folder, small)
+        flops = operations(folder)
+        found: dict[str, Any] = {"numbers": counts, "GFLOP a step": flops / 1e9, "steps": {}}
+        for group in GROUPS:
+            found["steps"] |= race(group, folder, rounds, limit, flops, known=found["steps"])
+        found["memory"] = {name: peak(name, folder, picture) for group in GROUPS for name in group}
+        if picture:
+            names = [name for group in GROUPS for name in group if not name.startswith("onnx")]
+            found["pictures"] = {name: drawn(name, folder) for name in dict.fromkeys(names)}
+    found["targets"] = targets(found)
+    return found
+
+
+def operations(folder: Path) -> int:
+    """What torch counts for a step: two for each multiplication with its addition."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), counter:
+        net = folders.build(folders.read_json(folder / "unet" / "config.json"))
+        net(**{name: torch.from_numpy(one).to("meta") for name, one in inputs(folder).items()})
+    return int(counter.get_total_flops())
+
+
+def race(
+    group: tuple[str, ...], folder: Path, rounds: int, limit: float, flops: int, known: dict[str, Any]
+) -> dict[str, Any]:
+    """Seconds of a step of each rival, one after the other in every round; who is `known` already is not told again."""
+    with ExitStack() as stack:
+        rivals = {name: stack.enter_context(Process(name, folder)) for name in (*group, CEILING)}
+        outputs = {name: folder.parent / f"{i}.npy" for i, name in enumerate(group)}
+        for name, path in outputs.items():
+            rivals[name].ask(f"save {path}")
+        taken = interleaved({name: partial(one.ask, "step") for name, one in rivals.items()}, rounds, limit=limit)
+    times, most = speedups(taken, FIRST), 2 * SIDE**3 / np.asarray(taken[CEILING])
+    expected = np.load(outputs[FIRST])
+    rows = {}
+    for name in group:
+        row = {"seconds": spread(taken[name]), f"times {FIRST}": times[name]}
+        row |= {"share of the bf16 ceiling": spread(flops / np.asarray(taken[name]) / most)}
+        row["largest difference, of the largest number"] = np.abs(np.load(outputs[name]) - expected).max()
+        row["largest difference, of the largest number"] /= np.abs(expected).max()
+        against_all = {other: spread(np.asarray(taken[name]) / np.asarray(taken[other])) for other in group}
+        rows[name] = row | {"share of the time of": against_all}
+    ceiling = {CEILING: {"seconds": spread(taken[CEILING]), "GFLOP/s": spread(most / 1e9)}}
+    return {name: row for name, row in (rows | ceiling).items() if name not in known}
+
+
+def peak(name: str, folder: Path, picture: bool) -> dict[str, Any]:
+    """Bytes that a fresh process of a rival took at most, after two steps and, where asked for, a picture."""
+    with Process(name, folder) as rival:
+        rival.ask("step")
+        rival.ask("step")
+        found = {"step": rival.ask("memory")}
+        if picture and rival.ask("picture"):
+            found["picture"] = rival.ask("memory")
+    return found
+
+
+def drawn(name: str, folder: Path) -> dict[str, Any]:
+    """Seconds of whole pictures, text and decoding with them; the first one warms up."""
+    with Process(name, folder) as rival:
+        taken = interleaved({name: partial(rival.ask, "picture")}, 2)
+    return {"seconds": spread(taken[name])}
+
+
+def targets(found: dict[str, Any]) -> dict[str, Any]:
+    """What is wanted of these numbers, and whether it is reached."""
+    steps, best = found["steps"], "cartouche openvino bf16"
+    held = {
+        what: against(steps[one]["share of the time of"][other]["median"], most, least=False)
+        for what, (one, other, most) in SHARES.items()
+    }
+    held["openvino, of the bf16 ceiling"] = against(steps[best]["share of the bf16 ceiling"]["median"], OF_CEILING)
+    if memory := found["memory"][best]["step"]:
+        parts = found["numbers"]["unet"] * WIDTHS["bf16"]
+        held["openvino, bytes for the U-Net"] = against(memory["VmHWM"], MORE * parts + SPARE, least=False)
+    if pictures := found.get("pictures"):
+        others = min(row["seconds"]["median"] for name, row in pictures.items() if not name.startswith("cartouche"))
+        held["whole picture to the best other"] = against(
+            pictures[best]["seconds"]["median"] / others, 1.0, least=False
+        )
+    return held
+
+
 def rows_of(found: dict[str, Any]) -> list[list[str]]:
     """A line for each engine: milliseconds, and how many times as fast as torch in fp32."""
     rows = []
@@ -105,7 +224,14 @@ def main() -> None:
     given.add_argument("--model", type=Path, default=None, help="a model folder; the built-in one unless given")
     given.add_argument("--rounds", type=int, default=15)
     given.add_argument("--limit", type=float, default=60.0, help="seconds a batch size, after which no round begins")
+    given.add_argument("--large", action="store_true", help="a model of the size of Stable Diffusion 1.5")
+    given.add_argument("--small", action="store_true", help="as --large, on a toy")
+    given.add_argument("--picture", action="store_true", help="with --large: whole pictures too")
     a = given.parse_args()
+    if a.small and a.out.parent == RESULTS:
+        given.error("--small measures a toy; give --out FILE")
+    if a.large or a.small:
+        return main_large(a)
     here = machine()
     report = measure(a.model, a.rounds, a.limit)
     for batch, found in report["steps"].items():
@@ -113,7 +239,31 @@ def main() -> None:
     apart = report["differences from torch fp32, of 255"]
     rows = [[name, f"{row['mean']:.3f}", row["largest"]] for name, row in apart.items()]
     print(table(["pictures, of 255", "mean", "largest"], rows))
-    write(a.out, {"machine": here, **report})
+    write(a.out, {**before(a.out), "machine": here, **report})
+
+
+def main_large(a: Any) -> None:
+    here = machine()
+    report = large(a.rounds, max(a.limit, 1200.0), a.small, a.picture)
+    rows = []
+    for name, row in report["steps"].items():
+        if name in RIVALS and name != CEILING:
+            numbers = (f"{row['seconds'][key]:.3f}" for key in ("median", "min", "max"))
+            share = row["share of the bf16 ceiling"]["median"]
+            rows.append([name, *numbers, f"{row[f'times {FIRST}']['median']:.2f}", f"{share:.2f}"])
+    print(table(["seconds a step", "median", "min", "max", f"times {FIRST}", "of bf16 ceiling"], rows), end="\n\n")
+    for what, row in report["targets"].items():
+        print(f"{what}: {row['reached']:.4g}, wanted {row['wanted']} {row['target']:.4g}: {_yes(row['met'])}")
+    write(a.out, {**before(a.out), "large": {"machine": here, **report}})
+
+
+def before(path: Path) -> dict[str, Any]:
+    """What the file said: the two halves of this benchmark are measured apart."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _yes(met: bool) -> str:
+    return "reached" if met else "not reached"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """How long a person waits: for a picture in a running program, from a cold shell, and for the help.
 
-    python benchmarks/latency.py [--model FOLDER] [--rounds 7] [--count 30]        (about two minutes)
+    python benchmarks/latency.py [--model FOLDER] [--rounds 7] [--count 30]        (about four minutes)
 
 "warm" draws with an open model: 20 steps with guidance, one picture, another prompt and seed each time, so the text
 tower runs too. "cold" is `python -m cartouche draw ...` in a process of its own, from the shell to the finished PNG:
-once with an empty cache of compiled graphs, once again with the cache that the first left. "python" starts and does
-nothing: no command can be faster. One process of each kind beforehand is not counted: it leaves Python's bytecode and
-the files in memory, as installing and a first try do. Processes are interleaved.
+once with an empty cache of compiled graphs, once again with the cache that the first left. "diffusers, cold" is a
+process that opens the same folder with diffusers' pipeline, draws as many steps and writes the PNG: at most half of its
+time is wanted, round by round. "python" starts and does nothing: no command can be faster. One process of each kind
+beforehand is not counted: it leaves Python's bytecode and the files in memory, as installing and a first try do.
+Processes are interleaved.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import against, interleaved, machine, parser, spread, table, timed, write
+import numpy as np
+from bench import against, installed, interleaved, machine, parser, spread, table, timed, write
 
 import cartouche
 from cartouche.data import palette
 from cartouche.draw.paint import Painter
 from cartouche.draw.recipe import GUIDANCE_SCALE, STEPS
+from cartouche.weights.builtin import builtin
 
+RIVAL = "diffusers, cold"
 PROMPT = "a red apple on a blue background, flat style"
 THINGS = ("cat", "red apple", "rocket", "guitar", "pizza")
 TARGETS = {  # seconds
@@ -35,6 +40,15 @@ TARGETS = {  # seconds
     "cold, filled cache": 2.5,
     "cartouche --help": 0.4,
 }
+SHARE = 0.5  # of the time of diffusers, at most
+DIFFUSERS = f"""
+import sys
+import torch
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=torch.float32, local_files_only=True)
+settings = {{"num_inference_steps": {STEPS}, "guidance_scale": {GUIDANCE_SCALE}}}
+pipeline({PROMPT!r}, generator=torch.Generator().manual_seed(7), **settings).images[0].save(sys.argv[2])
+"""
 
 
 def warm(painter: Painter, count: int = 30, steps: int = STEPS) -> list[float]:
@@ -51,8 +65,9 @@ def cold(model: Path | None = None, rounds: int = 7) -> dict[str, list[float]]:
     """Seconds of whole processes, by what they do."""
     with tempfile.TemporaryDirectory(prefix="cartouche-latency-") as folder:
         shell = Shell(Path(folder), model)
-        for name in ("cartouche --help", "cold, filled cache"):
-            shell.calls()[name]()
+        for name in ("cartouche --help", "cold, filled cache", RIVAL):
+            if name in shell.calls():
+                shell.calls()[name]()
         return interleaved(shell.calls(), rounds, warmup=0)
 
 
@@ -63,10 +78,12 @@ class Shell:
         self.folder, self.caches, self.pictures = folder, itertools.count(), itertools.count()
         self.model = [] if model is None else ["--model", str(model.resolve())]
         self.filled = folder / "filled"
+        self.opened = str((model or builtin()).resolve())
 
     def calls(self) -> dict[str, Callable[[], object]]:
-        """What is timed, by name."""
-        return {
+        """What is timed, by name; diffusers where it is installed."""
+        rival = {RIVAL: self.diffusers} if installed("diffusers") else {}
+        return rival | {
             "python": lambda: self.python("-c", "pass"),
             "import cartouche": lambda: self.python("-c", "import cartouche"),
             "cartouche --help": lambda: self.python("-m", "cartouche", "--help"),
@@ -80,6 +97,11 @@ class Shell:
         self.python("-m", "cartouche", "draw", PROMPT, "--seed", "7", "--out", str(out), *self.model, cache=cache)
         if not out.is_file():
             raise SystemExit("the command left no picture; draw once by hand and see what it says")
+
+    def diffusers(self) -> None:
+        """The same from the shell by diffusers."""
+        out = self.folder / f"{next(self.pictures)}.png"
+        self.python("-c", DIFFUSERS, self.opened, str(out))
 
     def python(self, *arguments: str, cache: Path | None = None) -> None:
         """One process; what it prints is kept for the case that it fails."""
@@ -99,6 +121,10 @@ def measure(model: Path | None = None, count: int = 30, rounds: int = 7) -> dict
     painter = cartouche.load(model)
     taken = {"warm picture": warm(painter, count)} | cold(model, rounds)
     waits = {name: spread(seconds) for name, seconds in taken.items()}
+    held = {name: against(waits[name]["median"], most, least=False) for name, most in TARGETS.items()}
+    if RIVAL in taken:
+        shares = np.asarray(taken["cold, filled cache"]) / np.asarray(taken[RIVAL])
+        held[f"share of {RIVAL}"] = against(float(np.median(shares)), SHARE, least=False)
     return {
         "model": painter.hash,
         "size": list(painter.size),
@@ -107,7 +133,7 @@ def measure(model: Path | None = None, count: int = 30, rounds: int = 7) -> dict
         "engine": painter.engine,
         "precision": painter.net("unet").precision,
         "seconds": waits,
-        "targets": {name: against(waits[name]["median"], most, least=False) for name, most in TARGETS.items()},
+        "targets": held,
     }
 
 
@@ -125,6 +151,8 @@ def main() -> None:
         numbers = (f"{row[key]:.3f}" for key in ("median", "min", "max"))
         rows.append([name, *numbers, f"< {wanted['target']}" if wanted else "", wanted["met"] if wanted else ""])
     print(table(["seconds", "median", "min", "max", "wanted", "met"], rows))
+    if share := report["targets"].get(f"share of {RIVAL}"):
+        print(f"share of {RIVAL}: {share['reached']:.3f}, wanted at most {share['target']}")
     write(a.out, {"machine": here, **report})
 
 

@@ -107,7 +107,7 @@ def batch_of(config: UNetConfig, count: int, words: int) -> Batch:
     side, draw = int(config.sample_size or 16), torch.Generator().manual_seed(1)  # type: ignore[arg-type]
     latents = torch.randn(count, config.in_channels, side, side, generator=draw)
     states = torch.randn(count, words, config.cross_attention_dim, generator=draw)
-    return Batch(first=0, size=count, values={"latents": latents, "states": states})
+    return Batch(first=0, size=count, values={"latents": latents, "prompt": states})
 
 
 def stepper(
@@ -119,7 +119,7 @@ def stepper(
     target = devices.choose(settings.device)
     with tempfile.TemporaryDirectory() as empty:
         state = prepare(settings, net, Path(empty), target)
-    task = Denoising(schedule.cosine(), batch.values["states"][0])
+    task = Denoising(schedule.cosine(), batch.values["prompt"][0])
     region, clock = autocast(settings, target), Clock()
 
     def step() -> None:
@@ -138,7 +138,7 @@ def step_gflop(net: nn.Module, batch: Batch) -> float:
     part = {name: value[:2] for name, value in batch.values.items()}
     with FlopCounterMode(display=False) as counter:
         with torch.autocast("cpu", torch.bfloat16):
-            out = net(part["latents"], torch.zeros(len(part["latents"])), part["states"])
+            out = net(part["latents"], torch.zeros(len(part["latents"])), part["prompt"])
         out.float().square().mean().backward()
     net.zero_grad(set_to_none=True)
     return counter.get_total_flops() / len(part["latents"]) / 1e9
@@ -149,7 +149,7 @@ def difference(ours: UNet2DConditionModel, batch: Batch) -> float:
     """The largest difference between our prediction and theirs with the same weights: are they the same net?"""
     theirs = Theirs(ours.config).eval()
     theirs.unet.load_state_dict(ours.state_dict())
-    x, words = batch.values["latents"][:2], batch.values["states"][:2]
+    x, words = batch.values["latents"][:2], batch.values["prompt"][:2]
     given = x, torch.full((len(x),), 500.0), words
     return float((ours(*given) - theirs(*given)).abs().max())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 import types
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+JSON_BYTES = 64 << 20  # a vocabulary has five; what has more was not written by a tool that describes models
 
 
 class CartoucheError(ValueError):
@@ -37,12 +39,49 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> CartoucheError:
     return CartoucheError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names) or 'none'}")
 
 
+def shown(said: object, longest: int = 200) -> str:
+    """Text from a file as one line that a terminal can show: no control characters, and not too much of it."""
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(said))
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def read_toml(path: Path | str) -> dict[str, Any]:
     """The tables of a TOML file. Raises CartoucheError where it is missing or not TOML."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CartoucheError(f"cannot read settings from {path}: {error}") from error
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """A JSON object of ordinary numbers.
+
+    Raises CartoucheError where the file is missing, too large, nested without end, not JSON or not an object, and for
+    NaN and infinity, which JSON does not have.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > JSON_BYTES:
+            raise CartoucheError(
+                f"{path} has {path.stat().st_size:,} bytes; wanted a JSON object of {JSON_BYTES:,} at most"
+            )
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise CartoucheError(f"cannot read {path}: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, CartoucheError):
+            raise
+        raise CartoucheError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise CartoucheError(f"{path} holds a {type(found).__name__}; wanted a JSON object")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def fill(settings: type[T] | T, values: Mapping[str, Any], where: str = "") -> T:

@@ -14,24 +14,22 @@ import os
 import re
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from cartouche.cache import CompileCache as CompileCache
 from cartouche.config import CartoucheError, unknown
-from cartouche.device import Precision, processors
+from cartouche.device import Precision, exact_matrices, has_bf16, processors
 
 if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "fp32", "bf16")
-CACHE_BYTES = 4 << 30  # a Stable Diffusion of 1.7 GB fits twice
 _SAMPLED_BYTES = 4096
 _SAMPLES = 256
 _KEPT = "kept in fp32: "
@@ -49,32 +47,54 @@ class Net(Protocol):
         """The outputs for inputs given by name: one array, or a tuple of arrays. Floats come back as float32."""
 
 
-class OpenVINONet:
-    """An ONNX graph compiled for this processor. One call at a time; further threads wait.
+class Graph(Protocol):
+    """A graph that lies in no file as it is, such as `weights.template.Template`."""
 
-    precision: "fp32", "bf16", or "auto": bf16 where the processor multiplies it natively.
+    def read(self, core: Any, precision: str, change: Callable[[Any], None] | None = None) -> Any:
+        """It as openvino's model, changed as asked, ready to be computed in "fp32" or "bf16"."""
+
+
+class OpenVINONet:
+    """A graph compiled for this processor. One call at a time; further threads wait.
+
+    graph: an ONNX file, compiled once for every shape and kept in the cache; or what reads itself: that is compiled
+    when first called, for the shapes of that call alone, which is faster, and once more for all where others follow.
+    precision: "fp32", "bf16", or "auto": bf16 where the processor multiplies it natively. change: what is done to the
+    graph, as openvino reads it, before it is compiled; such a graph is not kept in the cache.
     """
 
-    def __init__(self, graph: Path | str, precision: Precision = "auto", cache: CompileCache | None = None) -> None:
-        self.graph = Path(graph)
-        if not self.graph.is_file():
-            raise CartoucheError(f"no graph at {self.graph}; write it with `cartouche weights export FOLDER`")
-        core = _core()
-        native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = _choose(precision, native)
-        cache = cache or CompileCache.default()
-        self._compiled = _compile(core, self.graph, self.precision, cache)
-        self._request = self._compiled.create_infer_request()
-        self._outputs = [port for port in self._compiled.outputs if not port.any_name.startswith(_KEPT)]
+    def __init__(
+        self,
+        graph: Path | str | Graph,
+        precision: Precision = "auto",
+        cache: CompileCache | None = None,
+        change: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.graph = Path(graph) if isinstance(graph, str) else graph
+        self.precision = _choose(precision, openvino_has_bf16())
         self._lock = threading.Lock()
-        self.inputs = {one.any_name: one.element_type.to_dtype() for one in self._compiled.inputs}
+        self._model: Any = None
+        self._request: Any = None
+        self._outputs: list[Any] = []
+        self._shapes: dict[str, tuple[int, ...]] | None = None
+        if isinstance(self.graph, Path):
+            if not self.graph.is_file():
+                raise CartoucheError(f"no graph at {self.graph}; write it with `cartouche weights export FOLDER`")
+            cache = cache or CompileCache.default()
+            ports = self._use(_compile(self.graph, self.precision, None if change else cache, change)).inputs
+        else:
+            self._model = _read(self.graph, self.precision, change)
+            ports = self._model.inputs
+        self.inputs = {one.any_name: one.element_type.to_dtype() for one in ports}
 
     def __call__(self, **arrays: np.ndarray) -> Any:
         """The graph's outputs. Raises CartoucheError where a name is missing or unknown, or a shape does not fit."""
-        _check_names(self.graph.name, arrays, self.inputs)
+        _check_names(getattr(self.graph, "name", str(self.graph)), arrays, self.inputs)
         given = {name: np.ascontiguousarray(arrays[name], kind) for name, kind in self.inputs.items()}
         with self._lock:
             try:
+                if self._model is not None:
+                    self._fit({name: array.shape for name, array in given.items()})
                 results = self._request.infer(given, share_inputs=True)
             except RuntimeError as error:
                 shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
@@ -82,24 +102,45 @@ class OpenVINONet:
             outputs = tuple(results[port] for port in self._outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def _fit(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Compile for these shapes alone if they are the first, for all if others were."""
+        if self._shapes == shapes:
+            return
+        model, first = self._model, self._shapes is None
+        if first:
+            model = model.clone()
+            model.reshape(shapes)
+        self._request, self._outputs, self._shapes = None, [], None  # gone before the next one takes as much memory
+        self._use(openvino_core().compile_model(model, "CPU", _settings(self.precision)))
+        self._shapes = shapes
+        if not first:
+            self._model = None
+
+    def _use(self, compiled: Any) -> Any:
+        self._request = compiled.create_infer_request()
+        self._outputs = [port for port in compiled.outputs if not port.any_name.startswith(_KEPT)]
+        return compiled
+
 
 class TorchNet:
     """A torch module, or one of its methods, behind the same face.
 
     module: its parameters say the device. call: the method to run, `forward` if not given; its parameter names are the
     input names.
-    precision: "fp32", "bf16", or "auto": bf16 on a GPU that has it. In bf16 the module itself is converted.
+    precision: "fp32", "bf16", or "auto": bf16 where the device multiplies it natively. In bf16 the module itself is
+    converted, its maps with the channels last.
     """
 
     def __init__(self, module: torch.nn.Module, precision: Precision = "auto", call: str = "forward") -> None:
         import torch
 
-        parameter = next(module.parameters())
-        native = parameter.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.precision = _choose(precision, native)
-        self._kind = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self._device = parameter.device
-        self._call: Callable[..., Any] = getattr(module.to(self._kind).eval(), call)
+        self._device = next(module.parameters()).device
+        self.precision = _choose(precision, has_bf16(self._device))
+        short = self.precision == "bf16"
+        self._kind = torch.bfloat16 if short else torch.float32
+        self._order = torch.channels_last if short else torch.contiguous_format
+        self.module = module.to(self._kind, memory_format=self._order).eval()  # type: ignore[call-overload]
+        self._call: Callable[..., Any] = getattr(self.module, call)
         self.inputs = {
             name: None
             for name, one in inspect.signature(self._call).parameters.items()
@@ -112,7 +153,7 @@ class TorchNet:
         import torch
 
         _check_names(self._name, arrays, self.inputs)
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_matrices(self._device):
             outputs = self._call(**{name: self._tensor(array) for name, array in arrays.items()})
         if isinstance(outputs, tuple):
             return tuple(_array(one) for one in outputs)
@@ -123,70 +164,9 @@ class TorchNet:
         import torch
 
         tensor = torch.from_numpy(np.array(array)).to(self._device)
-        return tensor.to(self._kind) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
-
-
-@dataclass(frozen=True)
-class CompileCache:
-    """A folder of compiled graphs, at most `limit` bytes: the least recently used go first. Safe to delete at any time.
-
-    A folder that cannot be written is no error: graphs are then compiled each time.
-    """
-
-    folder: Path
-    limit: int = CACHE_BYTES
-
-    @classmethod
-    def default(cls) -> CompileCache:
-        """`$XDG_CACHE_HOME/cartouche`, or `~/.cache/cartouche`."""
-        root = os.environ.get("XDG_CACHE_HOME", "")
-        return cls((Path(root) if os.path.isabs(root) else Path("~/.cache").expanduser()) / "cartouche" / "compiled")
-
-    def read(self, key: str) -> np.ndarray | None:
-        """The bytes stored under `key`, mapped from the disk; None where there are none or they are damaged."""
-        path = self.folder / key
-        try:
-            whole = np.memmap(path, np.uint8, "r")
-            os.utime(path)
-        except (OSError, ValueError):
-            return None
-        blob, check = whole[:-4], whole[-4:].tobytes()
-        return blob if zlib.crc32(blob.data) == int.from_bytes(check, "little") else None
-
-    def write(self, key: str, blob: bytes | memoryview) -> None:
-        """Store whole or not at all, then drop the oldest until the folder is within its limit."""
-        if len(blob) + 4 > self.limit:
-            return
-        temporary = self.folder / f"{key}.{os.getpid()}.{threading.get_ident()}.tmp"
-        with suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(blob)
-                    file.write(zlib.crc32(blob).to_bytes(4, "little"))
-                os.replace(temporary, self.folder / key)
-            finally:
-                temporary.unlink(missing_ok=True)
-            self.prune()
-
-    def drop(self, key: str) -> None:
-        """Forget what is stored under `key`."""
-        with suppress(OSError):
-            (self.folder / key).unlink(missing_ok=True)
-
-    def prune(self) -> None:
-        """Delete the least recently used files, those of a killed process among them, until `limit` holds."""
-        found = []
-        for path in self.folder.iterdir():
-            with suppress(OSError):
-                found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-        excess = sum(size for _, size, _ in found) - self.limit
-        for _, size, path in sorted(found):
-            if excess <= 0:
-                return
-            with suppress(OSError):
-                path.unlink()
-                excess -= size
+        if not tensor.is_floating_point() or tensor.ndim < 2:
+            return tensor
+        return tensor.to(self._kind, memory_format=self._order if tensor.ndim == 4 else torch.preserve_format)
 
 
 def openvino_runtime() -> Any:
@@ -202,13 +182,19 @@ def openvino_runtime() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _core() -> Any:
+def openvino_core() -> Any:
     """The one core of this process, kept to its end.
 
-    OpenVINO's CPU plugin gives the main thread a stack for signal handlers and frees it with the last core; the next
-    signal that Python handles (a Ctrl-C, a child's end) would then crash the process.
+    Every core's CPU plugin gives the main thread a stack for signal handlers, frees it with the core, and puts back the
+    one before, which may be gone by then; the next signal that Python handles (a Ctrl-C, a child's end) would crash the
+    process. So whoever makes a core keeps it.
     """
     return openvino_runtime().Core()
+
+
+def openvino_has_bf16() -> bool:
+    """True where OpenVINO computes in bf16 on this processor by itself."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @contextmanager
@@ -222,36 +208,58 @@ def _hidden(name: str) -> Iterator[None]:
         del modules[name]
 
 
-def _compile(core: Any, graph: Path, precision: str, cache: CompileCache) -> Any:
-    """The compiled graph, from the cache where it has it."""
-    settings = {
+def _settings(precision: str) -> dict[str, str]:
+    """How openvino is to compile."""
+    return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(processors()),
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
     }
+
+
+def _compile(
+    graph: Path, precision: str, cache: CompileCache | None, change: Callable[[Any], None] | None = None
+) -> Any:
+    """The compiled graph, from the cache where it has it."""
+    core, settings = openvino_core(), _settings(precision)
     _check_weights(graph)
     key = _key(graph, {**settings, "openvino": openvino_runtime().get_version(), "cpu": _processor(core)})
-    blob = cache.read(key)
-    if blob is not None:
+    blob = cache.read(key) if cache else None
+    if cache and blob is not None:
         try:
             return core.import_model(openvino_runtime().Tensor(blob), "CPU", settings)
         except RuntimeError:  # of another build in spite of the key: compile anew
             cache.drop(key)
     try:
-        model = core.read_model(graph)
-        if precision == "bf16":
-            _keep_angles(model)
-        compiled = core.compile_model(model, "CPU", settings)
+        compiled = core.compile_model(_read(graph, precision, change), "CPU", settings)
     except RuntimeError as error:
         raise CartoucheError(f"cannot read {graph} and the weights beside it: {_last_line(error)}") from error
-    cache.write(key, compiled.export_model().getbuffer())
+    if cache:
+        cache.write(key, compiled.export_model().getbuffer())
     return compiled
+
+
+def _read(graph: Path | Graph, precision: str, change: Callable[[Any], None] | None) -> Any:
+    """openvino's model of a graph, changed as asked."""
+    core = openvino_core()
+    if isinstance(graph, Path):
+        model = core.read_model(graph)
+        if change is not None:
+            change(model)
+    else:
+        model = graph.read(core, precision, change)
+    if precision == "bf16":
+        _keep_angles(model)
+    return model
 
 
 def _check_weights(graph: Path) -> None:
     """Refuse a graph whose weights file was written anew since: its references would point at other tensors."""
-    bound = _BOUND.search(graph.read_bytes())
+    content = graph.read_bytes()
+    if not content.startswith(b"\x08"):  # as every ONNX file; openvino would look for other formats, pickles among them
+        raise CartoucheError(f"{graph} is not an ONNX graph; write it again with `cartouche weights export`")
+    bound = _BOUND.search(content)
     if bound and bound[1].decode() not in map(header_digest, graph.parent.glob("*.safetensors")):
         raise CartoucheError(
             f"{graph} does not belong to the weights beside it, or they are missing; "

@@ -7,10 +7,8 @@ a contact sheet, or coloured characters in a terminal; and files become floats a
 from __future__ import annotations
 
 import json
-import os
-import secrets
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cartouche.config import CartoucheError
+from cartouche.files import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image, PngImagePlugin
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 7680 * 4320
 """A picture of more pixels is refused before it is decoded: a small file can hold a huge one."""
+MAX_BYTES = 256 << 20
+"""A longer file is refused: an uncompressed picture of MAX_PIXELS has 200 MB at 16 bits."""
+MAX_SCANS = 100
+"""A JPEG of more passes is refused: a pass may have 60 bytes and cost as much as the whole picture. Cameras make 1 to
+10."""
+
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
+"""What begins a segment of a JPEG: neither a stuffed FF, nor a restart inside a pass, nor the beginning of the file."""
 
 RECIPE_KEY = "cartouche"
 XMP_KEY = "XML:com.adobe.xmp"
@@ -43,6 +50,7 @@ A1111_SAMPLERS = {
     "euler_a": "Euler a",
     "heun": "Heun",
     "dpmpp_2m": "DPM++ 2M",
+    "pndm": "PLMS",
 }
 
 
@@ -66,25 +74,76 @@ def from_uint8(pixels: np.ndarray) -> np.ndarray:
     """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1]; `to_uint8` gives the same bytes back."""
     if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
         raise CartoucheError(f"pixels of shape {pixels.shape}, {pixels.dtype}; wanted (B, H, W, 3) uint8")
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - 1
+    x = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    x /= np.float32(127.5)
+    x -= 1
+    return x
 
 
 # files
 
 
-def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A PNG, JPEG or WebP file as (1, 3, H, W) float32 in [-1, 1], turned as its camera says, transparency on white."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(_decoded(path, max_pixels))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return from_uint8(np.asarray(image.convert("RGB"))[None])
+def read_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A PNG, JPEG or WebP, as a file or as its bytes, as (1, 3, H, W) float32 in [-1, 1], read as `decode` reads it."""
+    return from_uint8(decode(source, max_pixels)[None])
 
 
-def read_pixels(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The very bytes of a file's pixels, (H, W, 3) uint8, neither turned nor blended: to compare two pictures."""
-    return np.asarray(_decoded(path, max_pixels).convert("RGB"))
+def decode(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A PNG, JPEG or WebP, as a file or as its bytes, as (H, W, 3) uint8, as a person would see it.
+
+    Turned as its camera says, transparency on white, of 16 bits the upper 8, of an animation the first picture. The one
+    way in which pictures from outside are opened: every limit is checked on the header, before anything is decoded.
+    Raises CartoucheError for whatever is no such picture, is damaged or too large, and nothing else.
+    """
+    image = opened(source, max_pixels)
+    try:
+        return np.asarray(_on_white(_eight_bits(_turned(image))).convert("RGB"))
+    except Exception as error:  # a library may fail in any way on hostile bytes
+        raise _refused(source, error) from error
+
+
+def opened(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture of a known format and a bearable size, decoded, as Pillow has it: for those who need its transparency.
+
+    Raises CartoucheError for everything else.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    data = source if isinstance(source, bytes) else _bytes_of(source)
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CartoucheError(f"{_named(source)} is far too large; wanted at most {max_pixels:,} pixels") from error
+    except (UnidentifiedImageError, SyntaxError) as error:
+        raise CartoucheError(f"{_named(source)} is not a picture that can be read; wanted PNG, JPEG or WebP") from error
+    except Exception as error:  # a library may fail in any way on hostile bytes
+        raise _refused(source, error) from error
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        raise CartoucheError(f"{_named(source)} has {size} pixels; wanted at most {max_pixels:,}")
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
+        raise CartoucheError(f"{_named(source)} is a JPEG of over {MAX_SCANS} passes, made to be slow; save it anew")
+    try:
+        image.load()
+    except Exception as error:
+        raise _refused(source, error) from error
+    return image
+
+
+def read_pixels(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The very bytes of a picture's pixels, (H, W, 3) uint8, neither turned nor blended: to compare two pictures."""
+    return np.asarray(opened(source, max_pixels).convert("RGB"))
+
+
+def read_mask(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A mask from a PNG, JPEG or WebP, (H, W) uint8: white is 255; if anything is transparent, that is 255."""
+    image = opened(source, max_pixels)
+    try:
+        image = _eight_bits(_turned(image))
+        clear = 255 - np.asarray(image.convert("RGBA"))[:, :, 3]
+        return clear if clear.any() else np.asarray(image.convert("L"))
+    except Exception as error:  # a library may fail in any way on hostile bytes
+        raise _refused(source, error) from error
 
 
 def save_png(
@@ -107,37 +166,12 @@ def save_png(
     data = BytesIO()
     text = _text_chunks(recipe if metadata else None)
     Image.fromarray(np.ascontiguousarray(pixels)).save(data, "PNG", pnginfo=text)
-    return write_whole(Path(path), data.getvalue(), force=force)
-
-
-def write_whole(path: Path, data: bytes, *, force: bool = False) -> Path:
-    """Put `data` at `path` in one stroke: temporary file beside it, fsync, link or rename, fsync of the folder."""
-    if path.is_dir():
-        raise CartoucheError(f"{path} is a folder; give the name of a file in it")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            os.replace(temporary, path)
-        else:
-            _name_if_free(temporary, path)
-        _sync_folder(path.parent)
-    except FileExistsError:
-        raise CartoucheError(f"{path} exists already; choose another name, or --force to write over it") from None
-    except OSError as error:
-        raise CartoucheError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return path
+    return write_whole(path, data.getvalue(), force=force)
 
 
 def read_recipe(path: Path | str) -> dict[str, Any]:
     """The recipe that `save_png` put in. Raises CartoucheError for a file without one."""
-    text = _decoded(path, MAX_PIXELS).info.get(RECIPE_KEY)
+    text = opened(path, MAX_PIXELS).info.get(RECIPE_KEY)
     if text is None:
         raise CartoucheError(f"{path} carries no recipe: it was drawn with --no-metadata, or by another program")
     try:
@@ -159,6 +193,9 @@ def parameters(recipe: Mapping[str, Any]) -> str:
         "CFG scale": recipe.get("guidance_scale"),
         "Seed": recipe.get("seed"),
         "Size": f"{width}x{height}" if height and width else None,
+        "Denoising strength": recipe.get("strength"),
+        "Lora hashes": _hashes(recipe, "lora"),
+        "TI hashes": _hashes(recipe, "embedding"),
         "Model hash": recipe.get("model_hash"),
         "Model": recipe.get("model"),
         "Version": f"cartouche {version}" if version else None,
@@ -168,6 +205,26 @@ def parameters(recipe: Mapping[str, Any]) -> str:
         lines.append(f"Negative prompt: {negative}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in entries.items() if value is not None))
     return "\n".join(lines)
+
+
+# sizes
+
+
+def fitted(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) or (H, W) uint8 in another size: the largest centred part of that shape, resampled.
+
+    Pictures by Lanczos' filter; masks, of two axes, by a triangle, which adds no ripples.
+    """
+    from PIL import Image
+
+    H, W = pixels.shape[:2]
+    if (width, height) == (W, H):
+        return pixels
+    scale = min(W / width, H / height)
+    x, y = (W - width * scale) // 2, (H - height * scale) // 2
+    box = (x, y, min(x + width * scale, W), min(y + height * scale, H))
+    smooth = Image.Resampling.BILINEAR if pixels.ndim == 2 else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), smooth, box=box))
 
 
 # sheets
@@ -213,28 +270,67 @@ def half_blocks(pixels: np.ndarray, columns: int = 64) -> str:
 # inside
 
 
-def _decoded(path: Path | str, max_pixels: int) -> Image.Image:
-    """A picture of a known format and a bearable size, decoded. Raises CartoucheError for everything else."""
-    import warnings
+def _scans(jpeg: bytes) -> int:
+    """How many passes a JPEG has, by its markers, which a decoder finds in the same way (ITU T.81, B.1.1)."""
+    at = scans = 0
+    while (marker := _MARKER.search(jpeg, at)) and marker[0] != b"\xff\xd9" and scans <= MAX_SCANS:
+        scans += marker[0] == b"\xff\xda"
+        at = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2]))
+    return scans
 
-    from PIL import Image, UnidentifiedImageError
 
+def _bytes_of(path: Path | str) -> bytes:
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that our own limit refuses, and of damage that we need not show
-            image = Image.open(file, formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise CartoucheError(f"{path} has {image.width}x{image.height} pixels; wanted at most {max_pixels:,}")
-            image.load()
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise CartoucheError(f"no picture at {path}") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise CartoucheError(f"{path} is not a picture that can be read; wanted PNG, JPEG or WebP") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, CartoucheError):
-            raise
         raise CartoucheError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    return image
+    if len(data) > MAX_BYTES:
+        raise CartoucheError(f"{path} has more than {MAX_BYTES >> 20} MB; wanted a picture")
+    return data
+
+
+def _refused(source: Path | str | bytes, error: Exception) -> CartoucheError:
+    why = " ".join(str(error).split()) or type(error).__name__
+    return CartoucheError(f"cannot read {_named(source)}: the file is damaged ({why})")
+
+
+def _named(source: Path | str | bytes) -> str:
+    return "the picture" if isinstance(source, bytes) else str(source)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Upright, where the file says how the camera was held and says it legibly."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the note is broken, the picture is not
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits as one of 8, which a plain conversion would clip to white; other pictures as they
+    are."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    grey, clear = np.asarray(image), image.info.get("transparency")
+    small = Image.fromarray((grey >> 8).astype(np.uint8))
+    if clear is not None:
+        small.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
+    return small
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 
 
 def _text_chunks(recipe: Mapping[str, Any] | None) -> PngImagePlugin.PngInfo:
@@ -253,26 +349,12 @@ def _storable(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
+def _hashes(recipe: Mapping[str, Any], kind: str) -> str | None:
+    """The adapters of one kind as A1111 lists them, or None."""
+    used = [one for one in recipe.get("adapters") or () if one["kind"] == kind]
+    return ", ".join(f"{one['name']}: {one['hash']}" for one in used) or None
+
+
 def _quoted(value: Any) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:\n"') else text
-
-
-def _name_if_free(temporary: Path, path: Path) -> None:
-    """Give the file its name, unless another has it: a hard link is refused by the system itself, without a race."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if path.exists():
-            raise FileExistsError(path) from None
-        os.replace(temporary, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -23,7 +23,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from cartouche.config import CartoucheError
+from cartouche.config import CartoucheError, read_json, shown
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -33,8 +33,15 @@ DEFAULT_CONTEXT = 77  # of every released CLIP
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]+")
+BETWEEN_SPACES = re.compile(
+    r"\S+", re.ASCII
+)  # str.split would also drop the separators of files and records, which are spelled
 
 Pair = tuple[str, str]
+
+
+class CutWarning(UserWarning):
+    """The end of a text did not fit the text tower and was left out."""
 
 
 class Encoded(NamedTuple):
@@ -44,6 +51,13 @@ class Encoded(NamedTuple):
     """(context,) int64: start, the pieces, end, then padding."""
     cut: tuple[str, ...]
     """The words that did not fit, whole, as they were typed."""
+
+
+class Word(NamedTuple):
+    """One word as it is spelled. text: as it was typed, with all that follows it up to the next word."""
+
+    ids: tuple[int, ...]
+    text: str
 
 
 class Tokenizer:
@@ -60,6 +74,8 @@ class Tokenizer:
         self.context = context
         self.pad = pad
         self.start_id, self.end_id, self.pad_id = (_id_of(backend, token) for token in (START, END, pad))
+        self._learned: dict[str, tuple[int, ...]] = {}
+        self._names: re.Pattern[str] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -79,12 +95,12 @@ class Tokenizer:
         return cls.from_merges(learn_merges(_count_words(captions), vocab_size - smallest), context)
 
     @classmethod
-    def from_merges(cls, merges: Sequence[Pair], context: int = DEFAULT_CONTEXT) -> Tokenizer:
+    def from_merges(cls, merges: Sequence[Pair], context: int = DEFAULT_CONTEXT, pad: str = END) -> Tokenizer:
         """The tokenizer of these merges, ids in the order CLIP gives them."""
         letters = _alphabet()
         pieces = dict.fromkeys([*letters, *(letter + WORD_END for letter in letters), *(a + b for a, b in merges)])
         vocab = {piece: i for i, piece in enumerate([*pieces, START, END])}
-        return cls(_backend(vocab, list(merges)), context)
+        return cls(_backend(vocab, list(merges)), context, pad)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -93,9 +109,11 @@ class Tokenizer:
         Raises CartoucheError where the folder has neither, or they are not those of a CLIP tokenizer.
         """
         folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-        context = int(min(config.get("model_max_length", DEFAULT_CONTEXT), 1_000_000))
-        return cls(_load_backend(folder), context, _pad_token(folder, config))
+        config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        context = config.get("model_max_length", DEFAULT_CONTEXT)
+        if isinstance(context, bool) or not isinstance(context, int | float):
+            raise CartoucheError(f"{folder} has model_max_length={shown(repr(context))}; wanted a number")
+        return cls(_load_backend(folder), int(min(context, 1_000_000)), _pad_token(folder, config))
 
     def save(self, folder: str | Path) -> None:
         """Write the folder that transformers' CLIPTokenizer opens, in the new layout and in the old one."""
@@ -118,8 +136,50 @@ class Tokenizer:
         room = self.context - 2
         cut: tuple[str, ...] = ()
         if len(encoding.ids) > room:
-            cut = tuple(text[_word_start(clean, encoding.offsets[room][0]) :].split())
+            cut = tuple(BETWEEN_SPACES.findall(text[_word_start(clean, encoding.offsets[room][0]) :]))
         return Encoded(self._rows([encoding.ids])[0], cut)
+
+    def words(self, text: str) -> list[Word]:
+        """All the words of a text of any length; learned ones are spelled with their own ids."""
+        clean = _speakable(text)
+        found: list[tuple[int, tuple[int, ...]]] = []
+        at = 0
+        for match in self._names.finditer(clean) if self._names else ():
+            found += self._spelled(clean[at : match.start()], at)
+            found.append((match.start(), list(self._learned.values())[(match.lastindex or 1) - 1]))
+            at = match.end()
+        found += self._spelled(clean[at:], at)
+        edges = [0, *(start for start, _ in found[1:]), len(text)] if found else []
+        return [Word(ids, text[a:b]) for (_, ids), (a, b) in zip(found, pairwise(edges), strict=True)]
+
+    def _spelled(self, text: str, offset: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Where each word begins, counted from `offset`, and its ids."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        special = {self.start_id, self.end_id, self.pad_id}
+        found: list[tuple[int, list[int]]] = []
+        inside = False
+        for one, token, (start, _) in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
+            if not inside or one in special:
+                found.append((offset + start, []))
+            found[-1][1].append(one)
+            inside = not (one in special or token.endswith(WORD_END))
+        return [(start, tuple(ids)) for start, ids in found]
+
+    def row(self, ids: Sequence[int]) -> np.ndarray:
+        """(context,) int64: start, the ids that fit, end, padding."""
+        return self._rows([ids])[0]
+
+    def learn(self, name: str, ids: Sequence[int]) -> None:
+        """From now on `words` spells `name`, in any case, where it stands as a word of its own, with these ids.
+
+        Raises CartoucheError for a name that is learned already, or is no word.
+        """
+        if name.lower() in self._learned or not name.strip():
+            raise CartoucheError(f"the word {name!r} is learned already, or empty; give it another name")
+        longest_first = sorted([*self._learned.items(), (name.lower(), tuple(ids))], key=lambda one: -len(one[0]))
+        self._learned = dict(longest_first)
+        either = "|".join(f"({re.escape(one)})" for one in self._learned)
+        self._names = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
 
     def batch(self, texts: Sequence[str]) -> np.ndarray:
         """Many texts as (B, context) int64, cut without a word: for training. `encode` says what was cut."""
@@ -132,6 +192,19 @@ class Tokenizer:
         pieces = [self._backend.id_to_token(int(i)) or "" for i in ids if int(i) not in special]
         letters = decoders.ByteLevel()
         return " ".join(letters.decode([word]) for word in "".join(pieces).split(WORD_END) if word)
+
+    def spelling(self) -> list[bytes]:
+        """What each id says, in bytes: a word's end as a space, the special ones as nothing."""
+        letters = _alphabet()
+        rest = sorted(set(range(256)) - set(map(ord, letters)))
+        byte = {letter: ord(letter) if ord(letter) < 256 else rest[ord(letter) - 256] for letter in letters}
+        special = {self.start_id, self.end_id, self.pad_id}
+        said = []
+        for one in range(self.vocab_size):
+            piece = "" if one in special else self._backend.id_to_token(one) or ""
+            word = piece.removesuffix(WORD_END)
+            said.append(bytes(byte[letter] for letter in word if letter in byte) + b" " * (word != piece))
+        return said
 
     def _rows(self, pieces: Sequence[Sequence[int]]) -> np.ndarray:
         rows = np.full((len(pieces), self.context), self.pad_id, np.int64)
@@ -251,16 +324,19 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
         pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
         if any(len(pair) != 2 for pair in pairs):
             raise CartoucheError(f"{merges} has lines that are not two pieces with a space between them")
-        return _backend(_read_json(vocab), [(pair[0], pair[1]) for pair in pairs])
+        return _backend(read_json(vocab), [(pair[0], pair[1]) for pair in pairs])
     raise CartoucheError(f"{folder} holds no tokenizer; wanted tokenizer.json, or vocab.json with merges.txt")
 
 
 def _pad_token(folder: Path, config: dict[str, Any]) -> str:
     """What rows are filled up with: the end token in SD 1.x, `!` in SD 2.x and in the second tokenizer of SDXL."""
     special = folder / "special_tokens_map.json"
-    pad = _read_json(special).get("pad_token") if special.is_file() else None
+    pad = read_json(special).get("pad_token") if special.is_file() else None
     pad = pad or config.get("pad_token") or END
-    return str(pad["content"] if isinstance(pad, dict) else pad)
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    if not isinstance(pad, str):
+        raise CartoucheError(f"{folder} has pad_token={shown(repr(pad))}; wanted a token")
+    return pad
 
 
 def _id_of(backend: tokenizers.Tokenizer, token: str) -> int:
@@ -278,13 +354,6 @@ def _speakable(text: str) -> str:
 def _word_start(text: str, at: int) -> int:
     """Where the word that covers character `at` begins."""
     return next((word.start() for word in _WORD.finditer(text) if word.end() > at), at)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CartoucheError(f"{path} is not a JSON object: {error}") from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from pack import concepts, pictures, sources, split
 
 from cartouche.config import CartoucheError
 from cartouche.data.tar import write_tar
-from cartouche.images import write_whole
+from cartouche.files import write_whole
 
 PER_SHARD = 500  # drawings, at most
 

@@ -150,11 +150,13 @@ def test_latency_times_warm_pictures_and_whole_processes(tiny_model):
         "cartouche --help",
         "cold, empty cache",
         "cold, filled cache",
+        "diffusers, cold",
     }
     assert set(found["seconds"]) == kinds
     assert found["seconds"]["warm picture"]["n"] == 2
     assert found["seconds"]["cold, empty cache"]["median"] > found["seconds"]["python"]["median"]
-    assert set(found["targets"]) == {"warm picture", "cold, empty cache", "cold, filled cache", "cartouche --help"}
+    targets = {"warm picture", "cold, empty cache", "cold, filled cache", "cartouche --help"}
+    assert set(found["targets"]) == targets | {"share of diffusers, cold"}
     assert storable(found)
 
 
@@ -259,3 +261,17 @@ def test_engines_are_timed_and_their_pictures_compared(tiny_model):
     apart = found["differences from torch fp32, of 255"]
     assert apart["openvino fp32"]["mean"] <= found["target"]["target"] and found["target"]["met"]
     assert storable(found)
+
+
+def test_a_rival_in_a_process_of_its_own_steps_and_says_its_memory(tmp_path):
+    rivals, engines = script("rivals"), script("engines")
+    folder = tmp_path / "model"
+    counts = rivals.write_model(folder, small=True)
+    assert set(counts) == {"unet", "vae", "text_encoder"} and min(counts.values()) > 10_000
+    assert engines.operations(folder) > 1e6
+    with rivals.Process("cartouche openvino fp32", folder) as rival:
+        assert rival.ask("step") == "step"
+        rival.ask(f"save {tmp_path}/found.npy")
+        assert rival.ask("memory")["VmHWM"] > 1e7
+    net = rivals.RIVALS["cartouche torch fp32"](folder)[0]
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), net(), atol=1e-3)

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cartouche import cli, images
-from cartouche.cli import chosen_steps, difference, main, parse_size, places
+from cartouche import images
+from cartouche.cli import draw as cli_draw
+from cartouche.cli import main
+from cartouche.cli.draw import chosen_steps, difference, parse_size, places
 from cartouche.config import CartoucheError
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +124,20 @@ def test_the_bar_is_for_terminals_and_previews_for_those_with_colours(tiny_model
 
 def test_ctrl_c_leaves_nothing_behind(tiny_model, tmp_path):
     child = subprocess.Popen(
-        [sys.executable, "-m", "cartouche", "draw", PROMPT, "--model", str(tiny_model), "--steps", "1000", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "cartouche",
+            "draw",
+            PROMPT,
+            "--model",
+            str(tiny_model),
+            "--steps",
+            "1000",
+            "--count",
+            "50",
+            "--json",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -227,7 +242,7 @@ def test_both_engines_draw_nearly_the_same_picture(draw):
 
 
 def test_a_prompt_that_is_too_long_is_drawn_and_the_lost_words_are_named(draw):
-    code, out, error = draw("--out", "a.png", prompt=f"{PROMPT} " + "and a cat left of a dog " * 4 + "zebra")
+    code, out, error = draw("--out", "a.png", prompt=f"{PROMPT} " + "and a cat left of a dog " * 40 + "zebra")
     assert (code, out) == (0, "a.png\n")
     assert error.startswith("note: the prompt is longer")
     assert error.endswith("zebra\n")
@@ -315,7 +330,7 @@ def test_force_writes_over_it(draw):
 
 def test_a_folder_that_may_not_be_written_is_named(draw, tmp_path, monkeypatch):
     (tmp_path / "locked").mkdir(mode=0o500)
-    monkeypatch.setattr(cli.os, "access", lambda path, mode: mode == os.R_OK)  # no mode stops root, who runs tests too
+    monkeypatch.setattr(cli_draw.os, "access", lambda path, mode: mode == os.R_OK)  # root too
     code, _, error = draw("--out", "locked")
     assert (code, error) == (2, "error: locked is not a folder that can be written; choose another --out\n")
 
@@ -324,7 +339,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(draw, tmp_path, monkeypatch)
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     code, out, error = draw("--out", "a.png")
     assert (code, out, error) == (2, "", "error: cannot write a.png: No space left on device\n")
     assert list(tmp_path.iterdir()) == []
@@ -432,7 +447,7 @@ def test_a_prompt_becomes_a_file_name_that_any_disk_takes(prompt, name):
 def test_a_path_that_the_terminal_cannot_show_is_shown_escaped(monkeypatch, draw):
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
-    assert cli.main(["--version"]) == 0
+    assert main(["--version"]) == 0
     sys.stdout.write("pomme à l'eau")
     narrow.flush()
     assert b"pomme \\xe0 l'eau" in narrow.buffer.getvalue()

@@ -47,7 +47,7 @@ def smooth_levels(steps, family="vp"):
 
 
 @pytest.mark.parametrize("family", ["vp", "flow"])
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2), ("pndm", 2)])
 def test_the_error_falls_with_the_order_of_the_method(name, order, family):
     x = np.array([[1.7, -0.4, 0.9]])
     errors = []
@@ -237,7 +237,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch():
 
 def test_the_deterministic_samplers_never_ask_for_noise_and_the_others_say_that_they_need_it():
     levels = LADDERS["linear"].levels(5)
-    for name in ("ddim", "euler", "heun", "dpmpp_2m"):
+    for name in ("ddim", "euler", "heun", "dpmpp_2m", "pndm"):
         draw(name, np.ones((1, 2)), levels)
     for name in ("ddpm", "euler_a"):
         with pytest.raises(CartoucheError, match="NoiseSource"):

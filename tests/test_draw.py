@@ -18,6 +18,7 @@ from cartouche.draw.paint import CutWarning, Painter
 from cartouche.draw.recipe import Recipe
 
 PROMPT = "a red apple on a blue background"
+SIZED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -159,6 +160,21 @@ def test_bf16_stays_near(tiny_model, painter):
     assert short.recipe.precision == "bf16"
 
 
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_words_are_read_in_fp32_whatever_the_rest_computes_in(tiny_model, painter, engine, precision):
+    other = Painter(tiny_model, engine, precision, device="cpu")
+    assert other.net("text_encoder").precision == "fp32"
+    assert np.abs(other.encode(PROMPT)[0] - painter.encode(PROMPT)[0]).max() < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_a_recipe_is_drawn_again_at_the_precision_it_names(tiny_model, precision):
+    picture = Painter(tiny_model, "openvino", precision).draw(PROMPT, seed=7, num_inference_steps=3)[0]
+    again = Painter(tiny_model, "openvino", picture.recipe.precision).redraw(picture.recipe)
+    assert (again.pixels == picture.pixels).all()
+
+
 def test_other_sizes_are_drawn_and_named_width_first(painter, torch_painter):
     picture = painter.draw(PROMPT, seed=7, size=(24, 20))[0]
     assert picture.pixels.shape == (20, 24, 3) and (picture.recipe.width, picture.recipe.height) == (24, 20)
@@ -204,7 +220,7 @@ def test_a_seed_is_chosen_and_recorded_where_none_is_given(painter):
 
 
 def test_the_words_that_did_not_fit_are_said_and_recorded(painter):
-    long = " ".join(["a red apple"] * 8 + ["and a Frog"])
+    long = " ".join(["a red apple"] * 80 + ["and a Frog"])
     with pytest.warns(CutWarning, match="Frog"):
         picture = painter.draw(long, seed=7, num_inference_steps=1)[0]
     assert picture.recipe.cut[-1] == "Frog" and picture.recipe.prompt == long
@@ -260,14 +276,14 @@ def test_a_folder_or_engine_that_cannot_be_used_is_refused(tiny_model, tmp_path)
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"in_channels": 9}, "takes 9 channels"), ({"addition_embed_type": "text_time"}, "second text tower")],
+    [({"in_channels": 9}, "takes 9 channels"), (SIZED, "second text tower")],
 )
 def test_a_model_that_needs_more_than_a_prompt_is_refused(tiny_model, tmp_path, change, message):
     shutil.copytree(tiny_model, tmp_path / "model")
     config = tmp_path / "model" / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(CartoucheError, match=message):
-        Painter(tmp_path / "model")
+        Painter(tmp_path / "model").trace(PROMPT)
 
 
 def test_without_graphs_openvino_says_how_to_write_them_and_auto_takes_torch(tiny_model, tmp_path):

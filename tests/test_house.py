@@ -18,17 +18,18 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
 FLOORS = (
     {"config"},  # the bedrock: settings and the error class
+    {"files", "cache"},
     {"device", "images"},
-    {"text", "data"},
+    {"text", "prompt", "data"},
     {"nets", "diffusion", "metrics"},
     {"weights", "engine"},
     {"draw", "read", "train"},
-    {"critic", "measure", "explain"},
+    {"critic", "doctor", "measure", "explain"},
     {"cli", "serve", "__init__"},
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-LIGHT = ("cli", "__init__", "__main__", "config", "device", "images", "text", "data", "diffusion", "draw", "engine")
+LIGHT = "cli __init__ __main__ config files cache device doctor images text prompt data diffusion draw engine".split()
 HEAVY = {"torch", "openvino"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 
@@ -166,7 +167,8 @@ def test_nothing_is_pickled_or_loaded_loosely(path):
     assert not names & PICKLES
     for call in each(ast.Call, path):
         written = ast.unparse(call.func)
-        assert written not in ("torch.load", "torch.save", "eval", "exec"), call.lineno
+        alone = path.name == "unpickle.py" and "weights_only=True" in ast.unparse(call)  # a process of its own
+        assert written not in ("torch.load", "torch.save", "eval", "exec") or alone, call.lineno
         for word in call.keywords:
             said = f"{word.arg}={ast.unparse(word.value)}"
             assert not said.startswith("allow_pickle=") or said == "allow_pickle=False", f"line {call.lineno}: {said}"

@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cartouche import images
+from cartouche import files, images
 from cartouche.config import CartoucheError
 
 RECIPE = {
@@ -146,7 +146,7 @@ def test_of_many_writers_of_one_name_exactly_one_wins(tmp_path):
 
     def write(i):
         try:
-            images.write_whole(tmp_path / "a", bytes([i]) * 1000)
+            files.write_whole(tmp_path / "a", bytes([i]) * 1000)
             won.append(i)
         except CartoucheError:
             pass
@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file_and_no_other(tmp_path, 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(CartoucheError, match=r"cannot write .*a\.png: No space left on device"):
         images.save_png(path, noise(seed=1), force=True)
     assert (images.read_pixels(path) == noise()).all()
@@ -187,7 +187,7 @@ def test_a_disk_without_hard_links_still_takes_pictures_and_still_keeps_the_old(
     def no_links(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(images.os, "link", no_links)
+    monkeypatch.setattr(files.os, "link", no_links)
     path = images.save_png(tmp_path / "a.png", noise())
     with pytest.raises(CartoucheError, match="exists already"):
         images.save_png(path, noise(seed=1))
@@ -243,6 +243,7 @@ def test_a_small_file_of_a_huge_picture_is_refused_before_it_is_decoded(tmp_path
         images.read_image(tmp_path / "b.png", max_pixels=1000)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_in_words_and_nothing_else_ever_happens(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()

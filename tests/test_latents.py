@@ -1,4 +1,4 @@
-"""Stored latents and states are those the nets give, and a denoiser's batches come from them in a fixed order."""
+"""Stored latents and captions are those of the scenes, and a denoiser's batches come from them in a fixed order."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,9 @@ from cartouche.data.emoji import Pack
 from cartouche.data.scenes import Composer
 from cartouche.data.streams import Scenes
 from cartouche.nets.autoencoder import AutoencoderConfig, AutoencoderKL
-from cartouche.nets.clip import CLIPTextConfig, CLIPTextModel
 from cartouche.text import Tokenizer
 from cartouche.train import latents
-from cartouche.train.sources import Cached, Tokenized
+from cartouche.train.sources import Cached, Tokenized, Turns
 
 
 @pytest.fixture(scope="module")
@@ -22,53 +21,41 @@ def parts(tmp_path_factory):
     tokenizer = Tokenizer.train([stream[i]["caption"] for i in range(30)], 560, 24)
     torch.manual_seed(0)
     vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(8, 8), norm_num_groups=4, scaling_factor=0.5))
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=560,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=24,
-            eos_token_id=559,
-        )
-    )
-    return stream, tokenizer, vae.eval(), text.eval()
+    return stream, tokenizer, vae.eval()
 
 
-def test_what_is_stored_is_what_the_nets_say(parts, tmp_path):
-    stream, tokenizer, vae, text = parts
-    latents.compute(tmp_path, vae, text, tokenizer, stream, count=5, captions=2, batch=2)
+def test_what_is_stored_is_what_the_scenes_are(parts, tmp_path):
+    stream, tokenizer, vae = parts
+    latents.compute(tmp_path, vae, tokenizer, stream, count=5, captions=2, batch=2)
     source, empty = latents.opened(tmp_path)
     with torch.no_grad():
         image = torch.from_numpy(stream[3]["image"])[None]
         wanted = vae.encode(image).chunk(2, 1)[0] * 0.5
-        said = text(torch.from_numpy(tokenizer.batch([stream.caption(stream.composer[3], 3, which=1)])))[0]
-        none = text(torch.from_numpy(tokenizer.batch([""])))[0]
+    said = tokenizer.batch([stream.caption(stream.composer[3], 3, which=1)])[0]
     np.testing.assert_allclose(source[3]["latents"], wanted[0], atol=0.02)
-    np.testing.assert_allclose(source[5 + 3]["states"], said[0], atol=2e-3)  # the second time round, the second caption
-    np.testing.assert_allclose(empty, none[0], atol=2e-3)
+    np.testing.assert_array_equal(source[5 + 3]["prompt"], said)  # the second time round, the second caption
+    np.testing.assert_array_equal(empty, tokenizer.batch([""])[0])
 
 
 def test_a_finished_set_is_not_computed_again(parts, tmp_path):
-    stream, tokenizer, vae, text = parts
-    latents.compute(tmp_path, vae, text, tokenizer, stream, count=2, captions=1, batch=2)
+    stream, tokenizer, vae = parts
+    latents.compute(tmp_path, vae, tokenizer, stream, count=2, captions=1, batch=2)
     before = (tmp_path / "latents.npy").stat().st_mtime_ns
-    latents.compute(tmp_path, vae, text, tokenizer, stream, count=2, captions=1, batch=2)
+    latents.compute(tmp_path, vae, tokenizer, stream, count=2, captions=1, batch=2)
     assert (tmp_path / "latents.npy").stat().st_mtime_ns == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(latents.FILES)
 
 
 def test_a_gathered_batch_is_its_samples_and_captions_take_turns():
-    source = Cached(np.arange(3.0).reshape(3, 1, 1, 1), np.arange(6.0).reshape(6, 1, 1))
+    source = Cached(np.arange(3.0).reshape(3, 1, 1, 1), np.arange(6).reshape(6, 1))
     batch = source.gather(list(range(7)))
     assert batch["latents"].ravel().tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert batch["states"].ravel().tolist() == [0, 2, 4, 1, 3, 5, 0]
-    assert source[4]["states"].ravel().tolist() == [3]
+    assert batch["prompt"].ravel().tolist() == [0, 2, 4, 1, 3, 5, 0]
+    assert source[4]["prompt"].ravel().tolist() == [3]
 
 
 def test_the_scale_makes_latents_unit(parts):
-    stream, _, vae, _ = parts
+    stream, _, vae = parts
     factor = latents.latent_scale(vae, stream, count=64)
     with torch.no_grad():
         means = vae.encode(torch.stack([torch.from_numpy(stream[i]["image"]) for i in range(64)])).chunk(2, 1)[0]
@@ -76,8 +63,13 @@ def test_the_scale_makes_latents_unit(parts):
 
 
 def test_captions_become_ids_and_nothing_else_changes(parts):
-    stream, tokenizer, _, _ = parts
+    stream, tokenizer, _ = parts
     sample = Tokenized(stream, tokenizer)[7]
     np.testing.assert_array_equal(sample["ids"], tokenizer.batch([stream[7]["caption"]])[0])
     np.testing.assert_array_equal(sample["image"], stream[7]["image"])
     assert "caption" not in sample
+
+
+def test_sources_take_turns_in_runs_and_keep_their_own_order():
+    turns = Turns([[{"n": i} for i in range(10)], [{"n": -i} for i in range(10)]], run=2)
+    assert [turns[i]["n"] for i in range(10)] == [0, 1, 0, -1, 2, 3, -2, -3, 4, 5]

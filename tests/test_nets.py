@@ -52,6 +52,9 @@ UNETS: dict[str, dict[str, Any]] = {
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 20 + 6 * 8,
     },
+    "summed up": SMALL
+    | COARSE_ONLY
+    | {"attention_head_dim": 4, "addition_embed_type": "text", "addition_embed_type_num_heads": 3},
     "odd": SMALL
     | COARSE_ONLY
     | {

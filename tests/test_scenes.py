@@ -1,6 +1,7 @@
 """Scenes are pure functions of their number, and neither truth nor caption ever lies about the picture."""
 
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -43,6 +44,33 @@ def test_objects_never_overlap_and_stay_inside(composer):
         for n, a in enumerate(boxes):
             for b in boxes[n + 1 :]:
                 assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"scene {i}: {a} meets {b}"
+
+
+def test_settled_objects_stand_in_the_middle_of_their_cells_unmirrored(pack):
+    settled = Composer(pack.of("train"), seed=3, mixture=Mixture(count=(1, 1, 1, 1), settled=1.0, flip=1.0))
+    middles = {
+        1: {(64, 64)},
+        2: {(32, 64), (96, 64), (64, 32), (64, 96)},
+        3: {(32, 32), (96, 32), (64, 96)},
+        4: {(32, 32), (96, 32), (32, 96), (96, 96)},
+    }
+    for i in MANY:
+        objects = settled[i].objects
+        found = {
+            min(middles[len(objects)], key=lambda m, c=one.centre: np.hypot(*np.subtract(m, c))) for one in objects
+        }
+        assert len(found) == len(objects)
+        for one in objects:
+            assert not one.flip
+            assert min(np.abs(np.subtract(m, one.centre)).max() for m in found) <= 1
+
+
+def test_unsettled_scenes_are_those_of_before_there_was_a_choice(pack):
+    assert [Composer(pack.of("train"), 3)[i].objects[0].box for i in range(3)] == [
+        (21, 19, 97, 90),
+        (9, 4, 60, 55),
+        (14, 75, 64, 123),
+    ]
 
 
 def test_masks_lie_in_their_boxes_and_show_the_objects_colour(pack):
@@ -182,3 +210,16 @@ def test_a_folder_that_is_no_pack_is_refused_with_what_to_do(tmp_path):
 def test_an_unknown_split_is_refused(pack):
     with pytest.raises(CartoucheError, match="train, val, test, pairs"):
         pack.of("dev")
+
+
+def test_a_run_of_scenes_shares_its_style_and_its_ground_where_nothing_would_vanish(pack):
+    composer = Composer(pack.of("train"), seed=5, mixture=Mixture(two_tone=0.0), alike=8)
+    grounds = []
+    for first in range(0, 160, 8):
+        run = [composer[i] for i in range(first, first + 8)]
+        assert len({scene.style for scene in run}) == 1
+        grounds.append(Counter(scene.background.colours for scene in run).most_common(1)[0][1])
+        assert len({scene.objects[0].drawing.concept for scene in run}) > 1
+    assert np.mean(grounds) > 4  # of 8; by chance it would be about 2
+    assert len({composer[i].style for i in range(0, 160, 8)}) > 1
+    assert composer[9] == composer[9]

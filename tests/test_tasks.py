@@ -159,7 +159,7 @@ class Oracle(nn.Module):
 def latents(count: int = 16) -> dict[str, Any]:
     return {
         "latents": torch.randn(count, 4, 3, 3, generator=generator(3)),
-        "states": torch.ones(count, 5, 6),
+        "prompt": torch.ones(count, 5, 6),
     }
 
 
@@ -192,6 +192,13 @@ def test_steps_are_stratified_half_uniform_half_logit_normal():
     assert torch.allclose(got, below, atol=0.003)
     few = tasks.timesteps(1, 1000, generator(), CPU)
     assert few.shape == (1,) and 0 <= int(few) < 1000
+
+
+def test_a_shift_moves_the_steps_towards_noise():
+    t = tasks.timesteps(2000, 1000, generator(), CPU, shift=3.0).float()
+    for here, there in [(0.25, 0.5), (0.5, 0.75), (0.75, 0.9)]:  # 3u / (1 + 2u)
+        assert (t[:1000] < 1000 * there).float().mean() == pytest.approx(here, abs=0.002)
+    assert (t[1000:] < 750).float().mean() == pytest.approx(0.5, abs=0.002)
 
 
 def test_min_snr_weighs_the_clean_estimate_by_the_capped_ratio():

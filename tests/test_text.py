@@ -179,7 +179,7 @@ def test_padding_with_another_token_is_read_from_the_folder(tmp_path):
     [
         ({}, "holds no tokenizer"),
         ({"tokenizer.json": "{"}, "is not a tokenizer"),
-        ({"vocab.json": "[1]", "merges.txt": ""}, "not a JSON object"),
+        ({"vocab.json": "[1]", "merges.txt": ""}, "wanted a JSON object"),
         ({"vocab.json": "{}", "merges.txt": "#version: 0.2\na b c"}, "not two pieces"),
         ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "it is not CLIP's"),
     ],

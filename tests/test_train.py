@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from cartouche.config import CartoucheError
-from cartouche.train import checkpoint, journal, optim, run, screen, sheets, stream
+from cartouche.train import checkpoint, journal, run, screen, sheets, stream
 from cartouche.train.loop import Progress, TrainSettings, fit
 
 HERE = Path(__file__).resolve().parent
@@ -119,6 +119,14 @@ def test_a_finished_training_goes_on_only_when_given_more_steps(tmp_path: Path):
     assert len(losses(tmp_path)) == 12
     assert losses(tmp_path) == []
     assert len(losses(tmp_path, steps=14)) == 2
+
+
+def test_a_training_stopped_and_resumed_is_the_same_with_muon(tmp_path: Path):
+    same: dict[str, Any] = {"optimizer": "muon", "decay": "constant"}
+    whole = losses(tmp_path / "whole", **same)
+    assert whole == losses(tmp_path / "parts", **same, steps=7) + losses(tmp_path / "parts", **same)
+    assert sums(tmp_path / "whole") == sums(tmp_path / "parts")
+    assert whole != losses(tmp_path / "other", decay="constant")
 
 
 def test_another_seed_is_another_training(tmp_path: Path):
@@ -266,60 +274,6 @@ def test_collating_stacks_numbers_and_keeps_words():
     batch = stream.collate([{"a": np.ones(2), "b": 3, "c": 0.5, "d": "x", "e": torch.zeros(1)} for _ in range(2)])
     assert batch["a"].shape == (2, 2) and batch["b"].tolist() == [3, 3] and batch["d"] == ["x", "x"]
     assert batch["c"].dtype == torch.float32 and batch["e"].shape == (2, 1)
-
-
-# --- how weights move
-
-
-def test_the_learning_rate_warms_up_linearly_and_falls_as_a_half_cosine():
-    settings = TrainSettings(steps=110, warmup=10, learning_rate=1.0, decay="cosine", floor=0.1)
-    rates = [optim.learning_rate(settings, step) for step in range(110)]
-    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
-    assert rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.55)  # half way between the peak and the floor
-    assert rates[35] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 4)))
-    assert rates[109] == pytest.approx(0.1, abs=1e-3)
-    assert rates[9:] == sorted(rates[9:], reverse=True)
-
-
-def test_a_cooldown_falls_linearly_from_wherever_the_rate_is():
-    settings = TrainSettings(steps=100, warmup=0, learning_rate=1.0, decay="constant", floor=0.0, cooldown=20)
-    rates = [optim.learning_rate(settings, step) for step in range(100)]
-    assert rates[:81] == [1.0] * 81
-    assert rates[80:] == pytest.approx([(100 - step) / 20 for step in range(80, 100)])
-
-
-def test_the_average_of_weights_has_its_closed_form():
-    average, weights = nn.Linear(1, 1, bias=False).requires_grad_(False), nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(average.weight)
-    nn.init.ones_(weights.weight)
-    left = 1.0
-    for step in range(50):
-        decay = optim.ema_decay(0.8, step)
-        assert decay == min(0.8, (1 + step) / (10 + step))
-        optim.update_average(average, weights, decay)
-        left *= decay
-    assert float(average.weight) == pytest.approx(1 - left, rel=1e-5)
-
-
-def test_buffers_of_the_average_are_those_of_the_net():
-    one, two = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
-    two(torch.randn(8, 2) + 5)
-    optim.update_average(one, two, 0.9)
-    assert torch.equal(one.running_mean, two.running_mean)  # type: ignore[arg-type]
-
-
-def test_only_matrices_decay():
-    groups = optim.adamw(net(), 0.1, (0.9, 0.99), 0.5).param_groups
-    assert [(one["weight_decay"], {p.ndim for p in one["params"]}) for one in groups] == [(0.5, {2}), (0.0, {1})]
-
-
-def test_a_long_gradient_is_cut_to_length_and_a_short_one_is_not():
-    layer = nn.Linear(3, 1, bias=False)
-    for length, most, wanted in [(10.0, 2.0, 2.0), (1.0, 2.0, 1.0), (10.0, 0.0, 10.0)]:
-        layer.weight.grad = torch.tensor([[0.6, 0.0, 0.8]]) * length
-        assert optim.clip_gradient(layer, most) == pytest.approx(length)
-        assert float(layer.weight.grad.norm()) == pytest.approx(wanted, rel=1e-5)
 
 
 # --- recipes, journal, screen, sheets

@@ -17,12 +17,20 @@ THINGS = {  # concept: (English, French, colour name, rgb)
 }
 
 
-def write_pack(folder: Path) -> Path:
+MORE_THINGS = THINGS | {  # for what needs things that a scene of four does not have
+    "c5": ("red apple", "pomme rouge", "red", (200, 30, 30)),
+    "c6": ("hammer and wrench", "marteau et clé à molette", "gray", (140, 140, 140)),
+    "c7": ("tooth", "dent", "white", (250, 250, 250)),
+    "c8": ("house", "maison", "brown", (120, 70, 40)),
+}
+
+
+def write_pack(folder: Path, things: dict = THINGS) -> Path:
     """Shards and index.jsonl in `folder`; every drawing has a tight box of its own shape."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, files, offset = [], [], 0
     for style in ("flat", "outline"):
-        for number, (concept, (name, nom, colour, rgb)) in enumerate(THINGS.items()):
+        for number, (concept, (name, nom, colour, rgb)) in enumerate(things.items()):
             pixels, box = np.zeros((128, 128, 4), np.uint8), (10, 20 + number, 100 + number, 110)
             pixels[box[1] : box[3], box[0] : box[2]] = (*((0, 0, 0) if style == "outline" else rgb), 255)
             data = io.BytesIO()

@@ -82,6 +82,18 @@ def countable(drawing: Drawing, language: str = "en") -> bool:
     )
 
 
+def sayable_colour(thing: Placed, language: str = "en") -> str:
+    """The colour that may be said of the object, "" where it has none or its name already says one."""
+    named = set(thing.drawing.name(language).lower().replace("-", " ").split()) & _COLOUR_WORDS
+    return "" if named else thing.colour
+
+
+def an(phrase: str) -> str:
+    """An English phrase with its indefinite article."""
+    vowel = phrase[0].lower() in "aeiou" and not phrase.startswith(("uni", "one", "eu"))
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
 def plural(name: str, language: str) -> str:
     """The regular plural of a countable name."""
     if language == "fr":
@@ -91,6 +103,16 @@ def plural(name: str, language: str) -> str:
     if name.endswith("y") and name[-2:-1] not in "aeiou":
         return name[:-1] + "ies"
     return name + "s"
+
+
+def side_of(thing: Placed, size: int) -> str:
+    """The side of the picture a lone object is clearly on, or ""."""
+    x, y = (c / size - 0.5 for c in thing.centre)
+    if max(abs(x), abs(y)) < 0.12 or max(abs(x), abs(y)) < 1.5 * min(abs(x), abs(y)):
+        return ""
+    if abs(x) > abs(y):
+        return "left" if x < 0 else "right"
+    return "above" if y < 0 else "below"
 
 
 _IRREGULAR = (  # names whose plural is irregular, or that cannot be counted
@@ -139,7 +161,7 @@ class _English:
         keywords = thing.drawing.keywords(self.language)
         if keywords and self.rng.random() < self.manner.keyword:
             words += ", " + keywords[int(self.rng.integers(len(keywords)))]
-        side = _side(thing, scene.size)
+        side = side_of(thing, scene.size)
         return f"{words} {self.sides[side]}" if side and self.rng.random() < self.manner.place else words
 
     def thing(self, thing: Placed) -> str:
@@ -152,17 +174,14 @@ class _English:
             or self.rng.random() < 0.15
         ):
             return phrase
-        return (
-            f"{'an' if phrase[0].lower() in 'aeiou' and not phrase.startswith(('uni', 'one', 'eu')) else 'a'} {phrase}"
-        )
+        return an(phrase)
 
     def colour(self, thing: Placed) -> str:
-        """The colour word, where there is one to say: always for a tint, sometimes for a natural colour,
-        never twice."""
-        named = set(thing.drawing.name(self.language).lower().replace("-", " ").split()) & _COLOUR_WORDS
-        if not thing.colour or named or (not thing.tint and self.rng.random() > self.manner.colour):
+        """The colour word, where there is one to say: always for a tint, sometimes for a natural colour."""
+        sayable = sayable_colour(thing, self.language)
+        if not sayable or (not thing.tint and self.rng.random() > self.manner.colour):
             return ""
-        colour = palette.COLOURS[thing.colour]
+        colour = palette.COLOURS[sayable]
         return colour.name if self.language == "en" else colour.nom
 
     def counted(self, thing: Placed, count: int) -> str:
@@ -236,13 +255,3 @@ class _French(_English):
         return self.choose(
             f"fond {noms[0]} {here} et {noms[1]} {there}", f"moitié {noms[0]} {here}, moitié {noms[1]} {there}"
         )
-
-
-def _side(thing: Placed, size: int) -> str:
-    """The side of the picture a lone object is clearly on, or ""."""
-    x, y = (c / size - 0.5 for c in thing.centre)
-    if max(abs(x), abs(y)) < 0.12 or max(abs(x), abs(y)) < 1.5 * min(abs(x), abs(y)):
-        return ""
-    if abs(x) > abs(y):
-        return "left" if x < 0 else "right"
-    return "above" if y < 0 else "below"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cartouche.config import CartoucheError
-from cartouche.images import write_whole
+from cartouche.files import write_whole
 
 from .records import BadSampleError, Limits, Reader, Record, Tally, kind_of, parse, safe_name, words
 

@@ -4,7 +4,6 @@ Every reader gives records by number and nothing else, so reading is pure: sampl
 process. A broken sample raises BadSampleError, is left out and counted; above a set share the reading stops.
 """
 
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -13,10 +12,9 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from cartouche import images
 from cartouche.config import CartoucheError
-from cartouche.images import FORMATS
 
 T = TypeVar("T")
 KINDS = ("png", "jpg", "webp")  # the only pictures read; a format more is a decoder more to trust
@@ -35,7 +33,7 @@ class Limits:
     members: int = 1_000_000
     picture: int = 64 << 20
     text: int = 1 << 20
-    pixels: int = 7680 * 4320
+    pixels: int = images.MAX_PIXELS
     broken: float = 0.01
 
 
@@ -133,21 +131,9 @@ def kind_of(suffix: str) -> str | None:
 def decode(picture: bytes, limits: Limits) -> np.ndarray:
     """The picture as (H, W, 3) uint8, turned as its camera says, on white. Raises BadSampleError where it is broken."""
     try:
-        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
-            if image.width * image.height > limits.pixels:
-                raise BadSampleError(
-                    f"a picture of {image.width}x{image.height}; at most {limits.pixels} pixels are read"
-                )
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I"):  # 16 bits a pixel, which a plain conversion would clip to white
-                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
-            if turned.has_transparency_data:
-                turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned.convert("RGBA"))
-            return np.asarray(turned.convert("RGB"))
-    except BadSampleError:
-        raise
-    except Exception as error:  # a decoder may fail in any way on broken bytes; the other samples are still good
-        raise BadSampleError(f"the picture cannot be decoded ({type(error).__name__})") from error
+        return images.decode(picture, limits.pixels)
+    except CartoucheError as error:
+        raise BadSampleError(str(error)) from error
 
 
 def parse(text: bytes, limits: Limits) -> dict[str, Any]:

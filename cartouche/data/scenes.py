@@ -5,7 +5,7 @@ seed, an epoch is a range of numbers, and resuming is starting at a number. Obje
 never overlap, so boxes and masks are exact and a caption (captions.py) can be checked against the picture.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ STYLE_WEIGHT = {"color": 0.4, "outline": 0.7, "fxemoji": 0.7}
 GROUP_WEIGHT = {"People & Body": 0.3, "Smileys & Emotion": 0.5, "Symbols": 0.3}
 ONE_WORD_WEIGHT = 2.0  # "cat" is asked for more often than "woman in motorized wheelchair: facing right"
 MARGIN = 3  # pixels kept free around each object
+RUNS = 0xA11C  # keeps what a run of scenes shares apart from the scenes' own randomness
 DARK = frozenset({"black", "brown", "purple"})  # where a black outline cannot be seen
 
 
@@ -87,7 +88,8 @@ class Scene:
 @dataclass(frozen=True)
 class Mixture:
     """What is drawn how often. count: weights of 1, 2, 3, 4 objects; same: chance that several objects are all of
-    one concept."""
+    one concept; settled: chance that the objects stand large and unmirrored in the middle of their cells, the cells in
+    one plain arrangement: so little is left to chance that a denoiser learns what things look like first."""
 
     count: tuple[float, float, float, float] = (0.45, 0.3, 0.15, 0.1)
     same: float = 0.4
@@ -95,6 +97,7 @@ class Mixture:
     tint: float = 0.15
     flip: float = 0.3
     symbols: float = 0.1  # chance that a single object comes from the drawings that are not things (signs, clocks)
+    settled: float = 0.0
 
 
 @dataclass
@@ -102,6 +105,8 @@ class Composer:
     """Composes scenes from drawings. `composer[i]` is scene i; a pure function of the fields and i.
 
     favoured: concepts that are drawn `favour` times as often as they would be: a core vocabulary to learn first.
+    alike: runs of so many scenes share their style and, where no drawing would vanish in it, their ground: told apart
+    in such company, a caption has to say what the things are.
     """
 
     drawings: Sequence[Drawing]
@@ -110,6 +115,7 @@ class Composer:
     mixture: Mixture = field(default_factory=Mixture)
     favoured: Collection[str] = frozenset()
     favour: float = 1.0
+    alike: int = 1
 
     def __post_init__(self) -> None:
         if not self.drawings:
@@ -123,19 +129,23 @@ class Composer:
         self._signs = {s: self._weighted([d for d in self._by_style[s] if not d.scene]) for s in self._styles}
 
     def __getitem__(self, index: int) -> Scene:
-        return self.compose(rng_of(self.seed, index))
+        if self.alike == 1:
+            return self.compose(rng_of(self.seed, index))
+        return self.compose(rng_of(self.seed, index), rng_of(self.seed ^ RUNS, index // self.alike))
 
-    def compose(self, rng: np.random.Generator) -> Scene:
-        """One scene drawn from the mixture."""
+    def compose(self, rng: np.random.Generator, shared: np.random.Generator | None = None) -> Scene:
+        """One scene drawn from the mixture; style and ground come from `shared`, where several scenes share them."""
         mix = self.mixture
-        style = self._styles[rng.choice(len(self._styles), p=self._style_weights)]
+        style = self._styles[(shared or rng).choice(len(self._styles), p=self._style_weights)]
         count = int(rng.choice(4, p=_normal(mix.count))) + 1
         drawings = self._pick(style, count, rng)
-        background = _background(drawings, mix, rng)
+        background = _background(drawings, mix, rng, wanted=() if shared is None else shared.permutation(palette.NAMES))
         tint = _tint(drawings, background, rng) if rng.random() < mix.tint or _needs_tint(style, background) else ""
-        boxes = _place(drawings, self.size, rng)
+        settled = mix.settled > 0 and bool(rng.random() < mix.settled)
+        boxes = settle(drawings, self.size, rng) if settled else place(drawings, self.size, rng)
+        flip = 0.0 if settled else mix.flip
         objects = [
-            Placed(d, box, bool(rng.random() < mix.flip) and flippable(d), tint)
+            Placed(d, box, bool(rng.random() < flip) and flippable(d), tint)
             for d, box in zip(drawings, boxes, strict=True)
         ]
         return Scene(self.size, style, background, tuple(objects))
@@ -212,14 +222,18 @@ def _paint_background(background: Background, size: int) -> np.ndarray:
     return canvas
 
 
-def _background(drawings: list[Drawing], mix: Mixture, rng: np.random.Generator) -> Background:
-    """Colours that no object of the scene would vanish in."""
+def _background(
+    drawings: list[Drawing], mix: Mixture, rng: np.random.Generator, wanted: Sequence[str] | np.ndarray = ()
+) -> Background:
+    """Colours that no object of the scene would vanish in; of the `wanted` ones the first such, if any are named."""
     taken = {d.colors[0][0] for d in drawings if d.colors and d.colors[0][1] > 0.45 and d.style != "outline"}
     if any(d.style == "outline" and not tintable(d) for d in drawings):
         taken |= DARK
     free = [n for n in palette.NAMES if n not in taken] or list(palette.NAMES)
     split = str(rng.choice(["left", "above"])) if rng.random() < mix.two_tone and len(free) > 1 else ""
     names = rng.choice(free, 2 if split else 1, replace=False).tolist()
+    if len(wanted) and not split:
+        names = [next(str(name) for name in wanted if name in free)]
     return Background(tuple(names), tuple(palette.shade(n, rng) for n in names), split)
 
 
@@ -250,23 +264,47 @@ def flippable(drawing: Drawing) -> bool:
     )
 
 
-def _place(drawings: list[Drawing], size: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
+def place(drawings: list[Drawing], size: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
     """Boxes that do not overlap: each object gets a cell (the whole, halves, thirds or quarters) and a place
     inside it."""
     cells = _cells(len(drawings), rng)
     low, high = ((0.5, 0.92), (0.74, 1.0), (0.8, 1.0), (0.8, 1.0))[len(drawings) - 1]
     common = rng.uniform(low, high)
     boxes = []
-    for drawing, (cx, cy, cw, ch) in zip(drawings, cells, strict=True):
+    for drawing, cell in zip(drawings, cells, strict=True):
         scale = common * rng.uniform(0.92, 1.0)
-        room_w, room_h = cw * size - 2 * MARGIN, ch * size - 2 * MARGIN
-        w0, h0 = drawing.bbox[2] - drawing.bbox[0], drawing.bbox[3] - drawing.bbox[1]
-        fit = scale * min(room_w / w0, room_h / h0, min(room_w, room_h) / (0.75 * max(w0, h0)))
-        w, h = max(8, round(w0 * fit)), max(8, round(h0 * fit))
-        x = cx * size + MARGIN + rng.uniform(0, max(room_w - w, 0))
-        y = cy * size + MARGIN + rng.uniform(0, max(room_h - h, 0))
-        boxes.append((int(x), int(y), min(int(x) + w, size), min(int(y) + h, size)))
+        boxes.append(_box(drawing, cell, size, scale, lambda room: rng.uniform(0, room)))
     return boxes
+
+
+def settle(drawings: list[Drawing], size: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
+    """Boxes in the middle of plainly arranged cells: one, a pair (beside or above each other), two over one, four."""
+    pair = [(0.0, 0.15, 0.5, 0.7), (0.5, 0.15, 0.5, 0.7)]
+    quarters = [(0.0, 0.0, 0.5, 0.5), (0.5, 0.0, 0.5, 0.5), (0.0, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5)]
+    count = len(drawings)
+    if count == 2 and rng.random() < 0.5:
+        pair = [(y, x, h, w) for x, y, w, h in pair]
+    arranged = {1: [(0.0, 0.0, 1.0, 1.0)], 2: pair, 3: [*quarters[:2], (0.25, 0.5, 0.5, 0.5)], 4: quarters}[count]
+    order = rng.permutation(count)
+    return [_box(drawings[i], arranged[order[i]], size, 0.92, lambda room: room / 2) for i in range(count)]
+
+
+def _box(
+    drawing: Drawing,
+    cell: tuple[float, float, float, float],
+    size: int,
+    scale: float,
+    offset: Callable[[float], float],
+) -> tuple[int, int, int, int]:
+    """The drawing's box in a cell, in pixels; `offset` says how much of the free room lies left of it, then above."""
+    cx, cy, cw, ch = cell
+    room_w, room_h = cw * size - 2 * MARGIN, ch * size - 2 * MARGIN
+    w0, h0 = drawing.bbox[2] - drawing.bbox[0], drawing.bbox[3] - drawing.bbox[1]
+    fit = scale * min(room_w / w0, room_h / h0, min(room_w, room_h) / (0.75 * max(w0, h0)))
+    w, h = max(8, round(w0 * fit)), max(8, round(h0 * fit))
+    x = cx * size + MARGIN + offset(max(room_w - w, 0))
+    y = cy * size + MARGIN + offset(max(room_h - h, 0))
+    return int(x), int(y), min(int(x) + w, size), min(int(y) + h, size)
 
 
 def _cells(count: int, rng: np.random.Generator) -> list[tuple[float, float, float, float]]:

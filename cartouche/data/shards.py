@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cartouche.config import CartoucheError
-from cartouche.images import write_whole
+from cartouche.files import write_whole
 
 from .records import KINDS, BadSampleError, Limits, Reader, Record, Tally, kind_of, parse, safe_name, words
 from .tar import DamagedTarError, Member, members, write_tar

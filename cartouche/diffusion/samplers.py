@@ -6,6 +6,7 @@ level, and put the clean estimate under it. They differ in the estimate they tru
     euler, ddim    D = x0                                  order 1, one net call a step
     heun           D = x0 + (s / 2 s') (x0' - x0)          order 2, two calls: also looks where the step lands
     dpmpp_2m       D = x0 + (h / 2 h0) (x0 - x0 before)    order 2, one call: also remembers the step before
+    pndm           D from eps averaged over four steps     order 2, one call: also remembers three steps
 
 with s = sigma / alpha, s' the same at the end of the step, h = log(s / s') and h0 the h of the step before. The
 stochastic ones put fresh noise back. Three names are one step there: Euler ancestral, DDIM with eta = 1 and DDPM with
@@ -159,6 +160,37 @@ def dpmpp_2m() -> Sampler:
     return step
 
 
+ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def pndm() -> Sampler:
+    """The linear multistep half of PNDM (Liu et al., arXiv 2202.09778, eq. 12), as Stable Diffusion's PLMS begins it.
+
+    The noise is averaged over the last steps by Adams and Bashforth's weights, which take the steps for equal: as they
+    are not in sigma / alpha, it is of order 2. The first step looks where it lands and is made again with the mean of
+    both. For a walk of two steps or more.
+    """
+    noises: list[Array] = []
+    ended: list[Level] = []
+
+    def step(denoise: Denoiser, x: Array, here: Level, there: Level, noise: Noise) -> Array:
+        x0 = denoise(x, here)
+        if here.alpha == 0:
+            return _move(x, x0, here, there)
+        if ended != [here]:  # not where the last step ended: another walk
+            noises.clear()
+        noises[:] = [_noise_in(x, x0, here), *noises[:3]]
+        if len(noises) == 1 and there.sigma > 0:
+            landed = _move(x, x0, here, there)
+            eps = (noises[0] + _noise_in(landed, denoise(landed, there), there)) / 2
+        else:
+            eps = sum(weight * one for weight, one in zip(ADAMS_BASHFORTH[len(noises) - 1], noises, strict=True))
+        ended[:] = [there]
+        return _move(x, (x - here.sigma * eps) / here.alpha, here, there)
+
+    return step
+
+
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddpm": ddpm,
     "ddim": ddim,
@@ -166,6 +198,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "euler_a": euler_a,
     "heun": heun,
     "dpmpp_2m": dpmpp_2m,
+    "pndm": pndm,
 }
 
 ALIASES = {
@@ -176,9 +209,9 @@ ALIASES = {
     "EulerAncestralDiscreteScheduler": "euler_a",
     "HeunDiscreteScheduler": "heun",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "PNDMScheduler": "dpmpp_2m",
+    "PNDMScheduler": "pndm",
 }
-"""Scheduler classes as folders name them. PNDM itself is not drawn here: DPM-Solver++ 2M stands in for it."""
+"""Scheduler classes as folders name them."""
 
 
 def sampler(name: str, **options: Any) -> Sampler:
@@ -217,6 +250,11 @@ def _move(x: Array, estimate: Array, here: Level, there: Level) -> Array:
     if here.sigma == 0:
         raise CartoucheError("a step asked from the clean end (sigma=0); start from a rung of the ladder")
     return there.alpha * estimate + (there.sigma / here.sigma) * (x - here.alpha * estimate)
+
+
+def _noise_in(x: Array, x0: Array, level: Level) -> Array:
+    """The noise that x holds beside the clean estimate."""
+    return (x - level.alpha * x0) / level.sigma
 
 
 def _half_log_snr(level: Level) -> float:

@@ -35,6 +35,7 @@ CLEAN = Level(t=-1.0, alpha=1.0, sigma=0.0)
 
 SPACINGS = ("trailing", "leading", "linspace")
 GRIDS = ("rungs", "between", "intervals", "flow")
+MOST_RUNGS = 100_000  # a hundred times the usual: what asks for more would only fill the memory
 
 
 def add_noise(x0: Array, eps: Array, level: Level) -> Array:
@@ -221,9 +222,9 @@ def from_config(config: Mapping[str, Any], class_name: str | None = None) -> Lad
     """
     name = class_name or str(config.get("_class_name", ""))
     _refuse_unknown(config)
-    rungs = int(config.get("num_train_timesteps", 1000))
+    rungs = int(_number(config, "num_train_timesteps", 1000, 1, MOST_RUNGS))
     straight = name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
-    shift = float(config.get("shift", config.get("flow_shift", 1.0)))
+    shift = _number(config, "shift", _number(config, "flow_shift", 1.0, 1e-3, 1e3), 1e-3, 1e3)
     ladder = flow(rungs, shift) if straight else _vp_ladder(config, rungs)
     if config.get("rescale_betas_zero_snr"):
         ladder = zero_terminal_snr(ladder)
@@ -231,7 +232,7 @@ def from_config(config: Mapping[str, Any], class_name: str | None = None) -> Lad
     return replace(
         ladder,
         spacing=_choice("timestep_spacing", config.get("timestep_spacing", _spacing(name)), SPACINGS),
-        offset=int(config.get("steps_offset", 0)),
+        offset=int(_number(config, "steps_offset", 0, -rungs, rungs)),
         karras=bool(config.get("use_karras_sigmas", False)),
         grid=grid,
         end=_end(config, name, ladder),
@@ -242,14 +243,30 @@ def _vp_ladder(config: Mapping[str, Any], rungs: int) -> Ladder:
     """The variance-preserving ladder of a scheduler configuration, before any rescaling."""
     trained = config.get("trained_betas")
     if trained is not None:
-        return from_betas(np.asarray(trained))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        return from_betas(_betas(trained))
+    start, end = _number(config, "beta_start", 1e-4, 0, 1), _number(config, "beta_end", 0.02, 0, 1)
     builders = {
         "linear": lambda: linear(rungs, start, end),
         "scaled_linear": lambda: scaled_linear(rungs, start, end),
         "squaredcos_cap_v2": lambda: cosine(rungs),
     }
     return builders[_choice("beta_schedule", config.get("beta_schedule", "linear"), tuple(builders))]()
+
+
+def _betas(given: Any) -> np.ndarray:
+    """The steps of a chain that a configuration lists one by one."""
+    listed = isinstance(given, list | tuple) and 1 <= len(given) <= MOST_RUNGS
+    if not (listed and all(isinstance(one, int | float) and 0 <= one <= 1 for one in given)):
+        raise CartoucheError(f"trained_betas: wanted 1 to {MOST_RUNGS:,} numbers from 0 to 1, or null")
+    return np.asarray(given, np.float64)
+
+
+def _number(config: Mapping[str, Any], name: str, usual: float, least: float, most: float) -> float:
+    """A number of the configuration, or the usual one. Raises CartoucheError for what is none, or out of bounds."""
+    given = usual if config.get(name) is None else config[name]
+    if isinstance(given, bool) or not isinstance(given, int | float) or not least <= given <= most:
+        raise CartoucheError(f"the scheduler's {name}={given!r}; wanted a number from {least:g} to {most:g}")
+    return given
 
 
 def _end(config: Mapping[str, Any], name: str, ladder: Ladder) -> Level:

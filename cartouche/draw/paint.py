@@ -10,38 +10,34 @@ As a program says it:
 
 from __future__ import annotations
 
-import hashlib
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import cartouche
 from cartouche import images
-from cartouche.config import CartoucheError, unknown
-from cartouche.device import Precision
+from cartouche.config import CartoucheError
 from cartouche.diffusion import guidance, samplers, schedule
 from cartouche.diffusion.noise import NoiseSource
-from cartouche.diffusion.prediction import kind_of
+from cartouche.draw.edit import Given, Original, Way, into, opened
+from cartouche.draw.model import Context, Model
 from cartouche.draw.recipe import Recipe, Request, checked
-from cartouche.engine import PRECISIONS, Net, OpenVINONet, TorchNet
-from cartouche.text import Tokenizer
-from cartouche.weights import folder as folders
-from cartouche.weights.builtin import builtin
-
-ENGINES = ("auto", "openvino", "torch")
-GRAPHS = {"text_encoder": "graph.onnx", "unet": "graph.onnx", "vae": "decoder.onnx"}
-REMEMBERED = 256  # prompts whose states are kept
+from cartouche.draw.reuse import Reused
+from cartouche.engine import Net
+from cartouche.prompt import CHUNKS
+from cartouche.text import CutWarning as CutWarning
 
 
-class CutWarning(UserWarning):
-    """The end of a prompt did not fit the text tower and was left out."""
+class Told(NamedTuple):
+    """What the U-Net is told with the prompt, and without it; cut: the words of both that did not fit."""
+
+    words: Context
+    empty: Context
+    cut: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,7 @@ class Step:
     unconditional: np.ndarray | None
     painter: Painter = field(repr=False)
     recipes: tuple[Recipe, ...] = field(repr=False)
+    original: Original | None = field(default=None, repr=False)
 
     @property
     def last(self) -> bool:
@@ -78,231 +75,180 @@ class Step:
 
     def images(self, latents: np.ndarray | None = None) -> np.ndarray:
         """The clean estimate decoded, or other latents of this step: (B, 3, H, W) in about [-1, 1]."""
-        return self.painter.decode(self.x0 if latents is None else latents)
+        return self.painter.decode(self.x0 if latents is None else latents, self.recipes[0].tiled)
 
     def pictures(self) -> list[Picture]:
         """x decoded, with the recipe of each picture: of the last step, the finished drawings."""
-        pixels = images.to_uint8(self.painter.decode(self.x))
+        pixels = images.to_uint8(self.images(self.x))
+        pixels = self.original.paste(pixels) if self.original else pixels
         return [Picture(one, recipe) for one, recipe in zip(pixels, self.recipes, strict=True)]
 
 
-class Painter:
-    """An opened model: any folder in diffusers' Stable Diffusion layout.
+class Painter(Model):
+    """A model that draws; opened as `model.Model` says."""
 
-    folder: None is the built-in model. engine: "openvino" runs the graphs beside the weights, "torch" builds the nets
-    from the weights, "auto" takes openvino where the folder has graphs. precision: "auto" is bf16 where the processor
-    has it.
-    device: for torch, as in device.py. batch: how many pictures go through the nets together; at 1 a picture's
-    pixels do not depend on its neighbours by a single bit, more may be faster on a GPU.
-    Nets are opened when first needed. Raises CartoucheError where the folder or an option cannot be used.
-    """
-
-    def __init__(
+    def trace(
         self,
-        folder: Path | str | None = None,
-        engine: str = "auto",
-        precision: Precision = "auto",
-        device: str = "auto",
-        batch: int = 1,
-    ) -> None:
-        self.folder = builtin() if folder is None else Path(folder)
-        self.engine = _engine(self.folder, engine)
-        self.asked_precision = precision
-        self.device = device
-        self.batch = batch
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, PRECISIONS)
-        if batch < 1:
-            raise CartoucheError(f"batch={batch} given; choose 1 or more")
-        self._scheduler = folders.read_json(self.folder / "scheduler" / "scheduler_config.json")
-        self._unet = folders.read_json(self.folder / "unet" / "config.json")
-        self._vae = folders.read_json(self.folder / "vae" / "config.json")
-        _check_drawable(self._unet, self._vae)
-        self.kind = kind_of(self._scheduler)
-        self.tokenizer = Tokenizer.load(self.folder / "tokenizer")
-        self.shrink = 2 ** (len(self._vae["block_out_channels"]) - 1)
-        self._states: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {}
-        self._opening = threading.RLock()
-        self._nets: dict[str, Net] = {}
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels that the model was trained for."""
-        cells = self._unet.get("sample_size") or 64
-        height, width = (cells, cells) if isinstance(cells, int) else cells
-        return width * self.shrink, height * self.shrink
-
-    @property
-    def name(self) -> str:
-        """The model's name, without the place where it lies."""
-        return self.folder.resolve().name
-
-    @cached_property
-    def hash(self) -> str:
-        """Ten hexadecimal digits of a sha256 over all that shapes a picture: weights, ladder, vocabulary."""
-        parts = [folders.weights_file(self.folder / part) for part in GRAPHS]
-        parts += sorted([*self.folder.glob("scheduler/*.json"), *self.folder.glob("tokenizer/*.json")])
-        digest = hashlib.sha256()
-        for path in parts:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:10]
-
-    def trace(self, prompt: str, *, size: int | tuple[int, int] | None = None, **settings: Any) -> Iterator[Step]:
+        prompt: str,
+        *,
+        size: int | tuple[int, int] | None = None,
+        image: Given | None = None,
+        mask: Given | None = None,
+        **settings: Any,
+    ) -> Iterator[Step]:
         """Every step of a drawing, as it is made; closing the iterator ends the drawing.
 
-        size: pixels, one number or (width, height). settings: the fields of `recipe.Request`, as in seed=7, count=4,
+        size: pixels, one number or (width, height). image: a picture to draw into, as far as strength=0.6 says; mask:
+        what of it is painted; see edit.py. settings: the fields of `recipe.Request`, as in seed=7, count=4,
         negative_prompt="grey", guidance_scale=5, num_inference_steps=20, sampler="ddim". They are checked now, not at
         the first step.
         Raises CartoucheError for a setting that cannot be; warns with CutWarning where a prompt was too long.
         """
         request = checked(prompt, size, settings, self.shrink)
-        levels = self._ladder(request.sampler).levels(request.num_inference_steps)
-        states, cut = self._encoded(request.prompt)
-        empty, cut_too = self._encoded(request.negative_prompt)
-        recipes = self._recipes(request, (*cut, *cut_too))
-        noise = NoiseSource(
-            seed=recipes[0].seed,
-            indices=[one.index for one in recipes],
-            shape=(self._unet["in_channels"], recipes[0].height // self.shrink, recipes[0].width // self.shrink),
-        )
+        original, request = self._original(request, image, mask)
+        levels = self.ladder(request.sampler).levels(request.num_inference_steps)
+        told = self._told(request)
+        recipes = self._recipes(request, told.cut, original)
+        noise = self._noise(recipes)
+        step = samplers.sampler(request.sampler)
+        if original is None:
+            return self._walk(Way(noise(0), levels, step), told, request, recipes, noise)
+        known = self.latents(original.images)
+        if original.strength == 0:
+            x = np.repeat(known, request.count, axis=0)
+            return iter([Step(0, 1, schedule.CLEAN, x, x, None, None, self, recipes, original)])
+        masked = self.latents(original.without()) if self.edits else None
+        way = into(original, known, noise(0), levels, step, self.shrink, masked)
+        return self._walk(way, told, request, recipes, noise)
+
+    def draw(self, prompt: str, **settings: Any) -> list[Picture]:
+        """The finished drawings: the last item of `trace`, decoded. Takes what `trace` takes."""
+        *_, last = self.trace(prompt, **settings)
+        return last.pictures()
+
+    def redraw(self, recipe: Recipe, image: Given | None = None, mask: Given | None = None) -> Picture:
+        """The picture of a recipe again: the same pixels on the same engine and machine.
+
+        image, mask: what it was drawn into. Raises CartoucheError where the recipe was made with another model, other
+        adapters or another picture.
+        """
+        if recipe.vae != self.vae_hash:
+            asked = f"autoencoder {recipe.vae}; give it with --vae" if recipe.vae else "the model's own autoencoder"
+            raise CartoucheError(f"the recipe is of a drawing with {asked}, not {self.vae_hash or 'the own one'}")
+        if recipe.model_hash != self.hash:
+            asked, here = f"{recipe.model} ({recipe.model_hash})", f"{self.name} ({self.hash})"
+            raise CartoucheError(f"the recipe is of model {asked}, this is {here}; open that one")
+        recipe.check_given({"image": image is not None, "mask": mask is not None}, self.adapters.used)
+        if recipe.prediction != self.prediction:
+            raise CartoucheError(f"the recipe is of a drawing with prediction={recipe.prediction or None}; give that")
+        request = recipe.request()
+        original, _ = self._original(request, image, mask)
+        if original is not None:
+            recipe.check_hashes({"image": original.picture_hash, "mask": original.mask_hash})
+        settings = {name: value for name, value in vars(request).items() if name != "prompt"}
+        return self.draw(request.prompt, image=image, mask=mask, **settings)[0]
+
+    def _original(self, request: Request, image: Given | None, mask: Given | None) -> tuple[Original | None, Request]:
+        """What is drawn into, if anything, and the request as it then is. CartoucheError where that cannot be."""
+        taken = int(self._unet.get("in_channels", 4))
+        if taken not in (self.channels, 2 * self.channels + 1):
+            raise CartoucheError(f"this U-Net takes {taken} channels, latents have {self.channels}; open another model")
+        if image is not None:
+            return opened(image, mask, request, self.size, self.shrink)
+        if self.edits:
+            raise CartoucheError(f"this U-Net takes {taken} channels: it draws into pictures; give it one, and a mask")
+        if mask is not None or request.strength is not None:
+            given = "strength" if mask is None else "mask"
+            raise CartoucheError(f"{given} given, and no picture to draw into; give image too, or leave it out")
+        return None, request
+
+    def _told(self, request: Request) -> Told:
+        """What the two passes are told of the prompts and the size."""
+        words, empty = self.both(request.prompt, request.negative_prompt, request.clip_skip)
+        for cut in filter(None, (words.cut, empty.cut)):
+            most = CHUNKS * (self.tokenizer.context - 2)
+            said = f"the prompt is longer than {most} tokens; left out: {' '.join(cut)}"
+            warnings.warn(said, CutWarning, stacklevel=3)
+        told = Told(words.context, empty.context, words.cut + empty.cut)
+        if not self.sized:
+            return told
+        width, height = self._size(request)
+        sizes = {"time_ids": np.array([[height, width, 0, 0, height, width]])}  # of the source, its corner, as wanted
+        return told._replace(words=told.words | sizes, empty=told.empty | sizes)
+
+    def _size(self, request: Request) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return request.width or self.size[0], request.height or self.size[1]
+
+    def _recipes(self, request: Request, cut: tuple[str, ...], original: Original | None) -> tuple[Recipe, ...]:
+        shared = {name: value for name, value in vars(request).items() if name not in ("count", "index")}
+        shared["width"], shared["height"] = self._size(request)
+        shared |= {"model": self.name, "model_hash": self.hash, "engine": self.engine, "cut": cut}
+        shared |= {"precision": self.net("unet").precision, "version": cartouche.__version__}
+        shared |= {"adapters": self.adapters.used, "vae": self.vae_hash, "prediction": self.prediction}
+        if original is not None:
+            shared |= {"image": original.picture_hash, "mask": original.mask_hash}
+        return tuple(Recipe(index=request.index + i, **shared) for i in range(request.count))
+
+    def _noise(self, recipes: Sequence[Recipe]) -> NoiseSource:
+        """The noise of these pictures: (B, C, h, w) for each step, that of step 0 being the start."""
+        shape = self.channels, recipes[0].height // self.shrink, recipes[0].width // self.shrink
+        return NoiseSource(seed=recipes[0].seed, indices=[one.index for one in recipes], shape=shape)
+
+    def _walk(
+        self, way: Way, told: Told, request: Request, recipes: tuple[Recipe, ...], noise: NoiseSource
+    ) -> Iterator[Step]:
+        """The steps from the beginning of a way down to the drawing."""
         seen: list[guidance.Passes] = []
         denoise = guidance.guided(
-            self._predict(request.count),
+            self._predict(len(way.x), way.beside, request.cache_interval),
             self.kind,
-            states,
-            empty,
+            told.words,
+            told.empty,
             request.guidance_scale,
             request.guidance_rescale,
             request.guidance_interval,
             seen.append,
         )
-        steps = samplers.sample(denoise, noise(0), levels, samplers.sampler(request.sampler), noise)
-        return self._steps(guidance.attach(steps, seen), recipes)
+        steps = samplers.sample(denoise, way.x, way.levels, way.step, noise)
+        return self._steps(guidance.attach(steps, seen), recipes, way.original)
 
-    def draw(self, prompt: str, *, size: int | tuple[int, int] | None = None, **settings: Any) -> list[Picture]:
-        """The finished drawings: the last item of `trace`, decoded. Takes what `trace` takes."""
-        *_, last = self.trace(prompt, size=size, **settings)
-        return last.pictures()
-
-    def redraw(self, recipe: Recipe) -> Picture:
-        """The picture of a recipe again: the same pixels on the same engine and machine.
-
-        Raises CartoucheError where the recipe was made with another model.
-        """
-        if recipe.model_hash != self.hash:
-            asked, here = f"{recipe.model} ({recipe.model_hash})", f"{self.name} ({self.hash})"
-            raise CartoucheError(f"the recipe is of model {asked}, this is {here}; open that one")
-        request = recipe.request()
-        settings = {name: value for name, value in vars(request).items() if name != "prompt"}
-        return self.draw(request.prompt, **settings)[0]
-
-    def encode(self, prompt: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        """The states of a prompt, (1, N, D), and the words that did not fit. Remembered for the next time."""
-        if prompt not in self._states:
-            encoded = self.tokenizer.encode(prompt)
-            states, _ = self.net("text_encoder")(ids=encoded.ids[None])
-            while len(self._states) >= REMEMBERED:
-                self._states.pop(next(iter(self._states)), None)
-            self._states[prompt] = states, encoded.cut
-        return self._states[prompt]
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, C, h, w) as the U-Net knows them to images (B, 3, H, W) in about [-1, 1]."""
-        z = latents / self._vae.get("scaling_factor", 0.18215) + (self._vae.get("shift_factor") or 0.0)
-        z = np.asarray(z, np.float32)
-        parts = [self.net("vae")(z=z[i : i + self.batch]) for i in range(0, len(z), self.batch)]
-        return np.concatenate(parts)
-
-    def net(self, part: str) -> Net:
-        """One of the model's nets, opened the first time: "text_encoder", "unet" or "vae" (its decoder)."""
-        with self._opening:
-            if part not in self._nets:
-                self._nets[part] = self._open(part)
-            return self._nets[part]
-
-    def _open(self, part: str) -> Net:
-        precision = self.asked_precision
-        if part == "text_encoder" and precision == "auto":
-            precision = "fp32"  # it runs once a prompt: nothing to gain
-        if self.engine == "openvino":
-            return OpenVINONet(self.folder / part / GRAPHS[part], precision)
-        from cartouche.device import choose
-
-        module = folders.load_net(self.folder / part, choose(self.device))
-        return TorchNet(module, precision, "decode" if part == "vae" else "forward")
-
-    def _encoded(self, prompt: str) -> tuple[np.ndarray, tuple[str, ...]]:
-        states, cut = self.encode(prompt)
-        if cut:
-            room = self.tokenizer.context - 2
-            said = f"the prompt is longer than {room} tokens; left out: {' '.join(cut)}"
-            warnings.warn(said, CutWarning, stacklevel=3)
-        return states, cut
-
-    def _ladder(self, name: str) -> schedule.Ladder:
-        """The model's ladder, walked as the scheduler class of this sampler walks it."""
-        own = str(self._scheduler.get("_class_name", ""))
-        classes = {sampler: kind for kind, sampler in reversed(samplers.ALIASES.items()) if not kind.startswith("Flow")}
-        straight = self.kind == "flow" or samplers.ALIASES.get(own) == name
-        return schedule.from_config(self._scheduler, None if straight else classes[samplers.ALIASES.get(name, name)])
-
-    def _recipes(self, request: Request, cut: tuple[str, ...]) -> tuple[Recipe, ...]:
-        shared = {name: value for name, value in vars(request).items() if name not in ("count", "index")}
-        shared["width"], shared["height"] = (request.width or self.size[0], request.height or self.size[1])
-        shared |= {"model": self.name, "model_hash": self.hash, "engine": self.engine, "cut": cut}
-        shared |= {"precision": self.net("unet").precision, "version": cartouche.__version__}
-        return tuple(Recipe(index=request.index + i, **shared) for i in range(request.count))
-
-    def _predict(self, count: int) -> guidance.ConditionalNet:
+    def _predict(self, count: int, beside: np.ndarray | None, interval: int) -> guidance.ConditionalNet:
         """The U-Net for a batch of `count` pictures, or of both passes of each, `batch` pictures at a time.
 
+        beside: (1, E, h, w), further channels that it sees of each picture. interval: of its deep part, see reuse.py.
         However many are drawn, a picture goes through the net in the same company, so its numbers stay the same to the
         last bit.
         """
-        net = self.net("unet")
+        nets = [self._denoiser(interval) for _ in range(0, count, self.batch)]
 
-        def predict(x: np.ndarray, t: float, context: np.ndarray) -> np.ndarray:
+        def predict(x: np.ndarray, t: float, context: Context) -> np.ndarray:
+            told = context if isinstance(context, dict) else {"encoder_hidden_states": context}
             out = np.empty_like(x)
             passes = np.arange(len(x)).reshape(-1, count)  # (passes, pictures)
-            for start in range(0, count, self.batch):
+            for start, net in zip(range(0, count, self.batch), nets, strict=True):
                 rows = passes[:, start : start + self.batch].ravel()
                 timestep = np.full(len(rows), t, np.float32)
-                out[rows] = net(sample=x[rows], timestep=timestep, encoder_hidden_states=context[rows])
+                own = {name: part[rows] for name, part in told.items()}
+                seen = [x[rows]] if beside is None else [x[rows], np.repeat(beside, len(rows), axis=0)]
+                out[rows] = net(sample=np.concatenate(seen, axis=1), timestep=timestep, **own)
             return out
 
         return predict
 
-    def _steps(self, steps: Iterator[samplers.Step], recipes: tuple[Recipe, ...]) -> Iterator[Step]:
-        with closing(steps) as opened:  # type: ignore[type-var]
-            for one in opened:
-                conditional, unconditional = one.passes.conditional, one.passes.unconditional
-                yield Step(
-                    one.number - 1, one.total, one.here, one.x, one.x0, conditional, unconditional, self, recipes
-                )
+    def _denoiser(self, interval: int) -> Net:
+        """The U-Net, or the one that reuses what it found. Raises CartoucheError where that cannot be."""
+        if interval == 1:
+            return self.net("unet")
+        if self.engine != "torch" or self.sized:
+            what = "a U-Net that is told sizes" if self.sized else f"the engine {self.engine}"
+            raise CartoucheError(f"cache_interval={interval} given for {what}; use engine=torch and SD 1 or 2, or 1")
+        return Reused(self.net("unet", "deep"), self.net("unet", "shallow"), interval)
 
-
-def _check_drawable(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """Refuse models that need more than a prompt to draw."""
-    latent, taken = vae.get("latent_channels", 4), unet.get("in_channels", 4)
-    if taken != latent:
-        raise CartoucheError(
-            f"this U-Net takes {taken} channels, latents have {latent}: it edits pictures; open another"
-        )
-    if unet.get("addition_embed_type"):
-        raise CartoucheError(
-            "this U-Net wants sizes and a second text tower (SDXL), which is not drawn yet; open another"
-        )
-
-
-def _engine(folder: Path, engine: str) -> str:
-    """The engine for this folder, or a CartoucheError where it cannot be: no folder, no graphs."""
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    if not (folder / "model_index.json").is_file():
-        what = "holds no model" if folder.is_dir() else "does not exist"
-        raise CartoucheError(f"model folder {folder} {what}; wanted model_index.json, unet/, vae/, text_encoder/")
-    missing = [f"{part}/{graph}" for part, graph in GRAPHS.items() if not (folder / part / graph).is_file()]
-    if engine == "openvino" and missing:
-        raise CartoucheError(f"{folder} has no {missing[0]}; write the graphs with `cartouche weights export {folder}`")
-    return "torch" if engine == "torch" or missing else "openvino"
+    def _steps(
+        self, steps: Iterator[samplers.Step], recipes: tuple[Recipe, ...], original: Original | None
+    ) -> Iterator[Step]:
+        with closing(steps) as walk:  # type: ignore[type-var]
+            for one in walk:
+                passes = one.passes.conditional, one.passes.unconditional
+                yield Step(one.number - 1, one.total, one.here, one.x, one.x0, *passes, self, recipes, original)

@@ -11,8 +11,10 @@ from typing import Any
 from cartouche.config import CartoucheError, fill, plain
 from cartouche.diffusion.noise import check_seed
 from cartouche.diffusion.samplers import sampler
+from cartouche.weights.adapters import Used
 
 STEPS = 20
+STRENGTH = 0.75
 GUIDANCE_SCALE = 5.0
 SAMPLER = "dpmpp_2m"
 LARGEST_SEED = 2**32 - 1  # of seeds that are chosen for you: short enough to type
@@ -25,6 +27,10 @@ class Request:
     guidance_scale: 1 is neutral, 0 ignores the prompt. guidance_rescale, guidance_interval: see diffusion/guidance.py.
     seed: None chooses one. index: which picture of the seed comes first; count: how many, from there on.
     width, height: pixels; None is the model's own size.
+    clip_skip: how many layers of the text tower earlier than usual its states are taken.
+    cache_interval: the deep part of the U-Net is computed at every so many steps, see reuse.py; 1 is always.
+    tiled: decode large pictures tile by tile, see tiles.py.
+    strength: of a drawing into a picture, see edit.py; None is 1 where a mask says what is painted, else STRENGTH.
     """
 
     prompt: str
@@ -39,6 +45,10 @@ class Request:
     count: int = 1
     width: int | None = None
     height: int | None = None
+    clip_skip: int = 0
+    cache_interval: int = 1
+    tiled: bool = False
+    strength: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +56,9 @@ class Recipe:
     """All that draws one picture again: its request, and the model and the machinery that drew it.
 
     cut: the words of both prompts that did not fit the text tower and were left out.
+    image, mask: hashes of the picture that was drawn into and of its mask, "" where there was none. adapters: LoRAs and
+    learned words. vae: the hash of another autoencoder than the model's own; prediction: what the U-Net was said to
+    predict; "" where nothing was given.
     """
 
     prompt: str
@@ -65,6 +78,15 @@ class Recipe:
     precision: str
     version: str
     cut: tuple[str, ...] = ()
+    clip_skip: int = 0
+    cache_interval: int = 1
+    tiled: bool = False
+    strength: float | None = None
+    vae: str = ""
+    prediction: str = ""
+    image: str = ""
+    mask: str = ""
+    adapters: tuple[Used, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -75,6 +97,28 @@ class Recipe:
         """A recipe read from a picture. Raises CartoucheError where a part is missing, unknown or of another kind."""
         read: Recipe = fill(cls, given, "recipe.")  # type: ignore[arg-type]
         return read
+
+    def check_given(self, given: Mapping[str, bool], adapters: tuple[Used, ...]) -> None:
+        """Raises CartoucheError where what is given and opened to draw this again is not what it was drawn with.
+
+        given: whether there is an "image" and a "mask".
+        """
+        for name, there in given.items():
+            if wanted := str(getattr(self, name)):
+                if not there:
+                    raise CartoucheError(f"the recipe is of a drawing with {name} {wanted}; give it with --{name} FILE")
+            elif there:
+                raise CartoucheError(f"the recipe is of a drawing without {name}; leave it out")
+        if [one.same for one in adapters] != [one.same for one in self.adapters]:
+            asked, here = (", ".join(map(str, used)) or "none" for used in (self.adapters, adapters))
+            raise CartoucheError(f"the recipe is of a drawing with adapters {asked}; those given are {here}")
+
+    def check_hashes(self, hashes: Mapping[str, str]) -> None:
+        """Raises CartoucheError where a picture or mask is not the one that was drawn into. hashes: by field."""
+        for name, here in hashes.items():
+            if here != getattr(self, name):
+                asked = getattr(self, name)
+                raise CartoucheError(f"the {name} given is {here}, the recipe is of {asked}; give that one")
 
     def request(self) -> Request:
         """What to ask for to get this one picture again."""
@@ -97,6 +141,8 @@ def checked(prompt: str, size: int | tuple[int, int] | None, settings: Mapping[s
         raise CartoucheError("the prompt is empty; say what to draw")
     if request.num_inference_steps < 1:
         raise CartoucheError(f"steps={request.num_inference_steps} asked; choose 1 or more ({STEPS} is usual)")
+    if request.cache_interval < 1:
+        raise CartoucheError(f"cache_interval={request.cache_interval} given; choose 1 (off) or more, 2 or 3 is usual")
     if request.count < 1:
         raise CartoucheError(f"count={request.count} asked; choose 1 or more")
     for name in ("width", "height"):
@@ -105,6 +151,8 @@ def checked(prompt: str, size: int | tuple[int, int] | None, settings: Mapping[s
             raise CartoucheError(f"size: {name}={pixels} is not a multiple of {shrink}; {_multiples(pixels, shrink)}")
     if not math.isfinite(request.guidance_scale):
         raise CartoucheError(f"guidance_scale={request.guidance_scale} given; choose 0 or more")
+    if request.strength is not None and not 0 <= request.strength <= 1:
+        raise CartoucheError(f"strength={request.strength} given; choose 0 (the picture itself) to 1 (nothing of it)")
     sampler(request.sampler)
     seed = secrets.randbelow(LARGEST_SEED + 1) if request.seed is None else check_seed(request.seed)
     check_seed(request.index)

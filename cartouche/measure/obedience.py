@@ -10,11 +10,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from cartouche.data.captions import FULL, LANGUAGES, caption, countable
 from cartouche.data.emoji import Drawing
 from cartouche.data.scenes import Composer, Mixture, Scene, rng_of
+from cartouche.metrics.intervals import wilson
 from cartouche.read.referee import Reading, Sighting
 
 PLAIN = {"two_tone": 0.0, "tint": 0.0, "symbols": 0.0}
@@ -103,8 +102,5 @@ def rates(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]
 
 def rate(right: Sequence[bool]) -> dict[str, float]:
     """Share right with its Wilson interval."""
-    n, z = len(right), 1.96
-    p = float(np.mean(right))
-    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return {"rate": p, "low": float((middle - half) / scale), "high": float((middle + half) / scale), "n": n}
+    share, low, high = wilson(sum(right), len(right))
+    return {"rate": share, "low": low, "high": high, "n": len(right)}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cartouche.nets.blocks import GroupNorm
 
-ROWS = 1024  # queries taken at a time on a CPU, so that the table of weights stays small for large pictures
+ROWS = 256  # queries taken at a time on a CPU, so that the table of weights stays in its cache
+FEW = 128  # keys, as those of a prompt: the fused form is as fast for them, but for its backward pass
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -20,13 +21,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     q: (B, heads, N, D); k, v: (B, heads, M, D); mask: added to the (N, M) products, or None. Returns (B, heads, N, D).
     """
     mask = None if mask is None else mask.to(q.dtype)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and (k.shape[-2] >= FEW or torch.is_grad_enabled()):
         return _two_products(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _two_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The same by plain products: in bfloat16 on a CPU the backward pass of the fused form is several times slower."""
+    """The same by plain products: in bfloat16 on a CPU the fused form is half as fast, and slower still backwards."""
     q = q * q.shape[-1] ** -0.5
     if mask is not None:
         return (q @ k.transpose(-1, -2) + mask).softmax(-1) @ v
@@ -54,6 +55,44 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D)
+
+
+class AttentionPooling(nn.Module):
+    """A row of vectors summed up by attention from their mean. (B, N, D) -> (B, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(1, width) * width**-0.5)
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True) + self.positional_embedding.to(x.dtype)
+        x = torch.cat([mean, x], dim=1)  # (B, 1 + N, D)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.q_proj(mean), self.k_proj(x), self.v_proj(x))
+        )
+        return attention(q, k, v).flatten(1)
+
+
+class TextTimeEmbedding(nn.Module):
+    """The words as a whole, to be added to the U-Net's time vector: a short way from what is asked for to every block.
+
+    Saharia et al. 2022 (Imagen, appendix F.1), in diffusers' layout. (B, N, D) -> (B, outputs).
+    """
+
+    def __init__(self, width: int, outputs: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.pool = AttentionPooling(width, heads)
+        self.proj = nn.Linear(width, outputs)
+        self.norm2 = nn.LayerNorm(outputs)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.norm2(self.proj(self.pool(self.norm1(words))))
 
 
 class GEGLU(nn.Module):

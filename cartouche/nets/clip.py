@@ -111,6 +111,7 @@ class CLIPTextTransformer(nn.Module):
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.eos = config.eos_token_id
+        self.vocabulary = config.vocab_size
         self.embeddings = CLIPTextEmbeddings(config)
         self.encoder = CLIPEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -124,7 +125,17 @@ class CLIPTextTransformer(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids: (B, N). Returns the normalised last states (B, N, D) and the state at the end of the text (B, D)."""
         states = self.final_layer_norm(self.hidden_states(ids)[-1])
-        return states, _at(states, end_of_text(ids, self.eos))
+        return states, _at(states, self._end(ids))
+
+    def inner(self, ids: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """The states `skip` layers before the last, not normalised, and the state at the end of the text as ever."""
+        states = self.hidden_states(ids)
+        chosen = torch.stack(states).index_select(0, (len(states) - 1 - skip).reshape(1))[0]
+        return chosen, _at(self.final_layer_norm(states[-1]), self._end(ids))
+
+    def _end(self, ids: Tensor) -> Tensor:
+        """Where the text ends; ids beyond the vocabulary are learned words (weights/embeddings.py), and no end."""
+        return end_of_text(ids * (ids < self.vocabulary) if self.eos == 2 else ids, self.eos)
 
 
 def end_of_text(ids: Tensor, eos: int) -> Tensor:
@@ -194,17 +205,34 @@ class CLIPTextModel(nn.Module):
         """ids: (B, N). Returns states (B, N, D) after the final normalisation and the pooled state (B, D)."""
         return self.text_model(ids)
 
+    def inner(self, ids: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """As Stable Diffusion XL hears its words: the states `skip` layers before the last, not normalised.
+
+        ids: (B, N); skip: one integer, 0 being the last layer. Returns states (B, N, D) and what `forward` pools.
+        """
+        return self.text_model.inner(ids, skip)
+
+    def earlier(self, ids: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, with the states taken `skip` layers before the last ("clip skip") and normalised."""
+        states, pooled = self.inner(ids, skip)
+        return self.text_model.final_layer_norm(states), pooled
+
 
 class CLIPTextModelWithProjection(CLIPTextModel):
     """The text tower and its projection into the shared space."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__(config)
-        self.text_projection = _projection(config, config.projection_dim, config.initializer_factor)
+        self.text_projection = projection(config, config.projection_dim, config.initializer_factor)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids: (B, N). Returns states (B, N, D) and the projected pooled state (B, projection_dim), not scaled."""
         states, pooled = self.text_model(ids)
+        return states, self.text_projection(pooled)
+
+    def inner(self, ids: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """As without the projection, the pooled state projected."""
+        states, pooled = self.text_model.inner(ids, skip)
         return states, self.text_projection(pooled)
 
 
@@ -227,7 +255,7 @@ class CLIPVisionModelWithProjection(CLIPVisionModel):
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__(config)
-        self.visual_projection = _projection(config, config.projection_dim, config.initializer_factor)
+        self.visual_projection = projection(config, config.projection_dim, config.initializer_factor)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels: (B, 3, H, W). Returns states (B, 1 + P, D) and the projected pooled state (B, projection_dim)."""
@@ -244,8 +272,8 @@ class CLIPModel(nn.Module):
         self.text_model = CLIPTextTransformer(config.text_config)
         self.vision_model = CLIPVisionTransformer(config.vision_config)
         factor = config.initializer_factor
-        self.visual_projection = _projection(config.vision_config, config.projection_dim, factor)
-        self.text_projection = _projection(config.text_config, config.projection_dim, factor)
+        self.visual_projection = projection(config.vision_config, config.projection_dim, factor)
+        self.text_projection = projection(config.text_config, config.projection_dim, factor)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
         init_tower(self.text_model, config.text_config)
         init_tower(self.vision_model, config.vision_config)
@@ -263,7 +291,8 @@ class CLIPModel(nn.Module):
         return self.logit_scale.exp() * self.encode_image(pixels) @ self.encode_text(ids).T
 
 
-def _projection(tower: TowerConfig, outputs: int, factor: float) -> nn.Linear:
+def projection(tower: TowerConfig, outputs: int, factor: float) -> nn.Linear:
+    """From a tower's width into the shared space."""
     layer = nn.Linear(tower.hidden_size, outputs, bias=False)
     nn.init.normal_(layer.weight, std=factor * tower.hidden_size**-0.5)
     return layer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from cartouche.config import CartoucheError
 from cartouche.nets.settings import NetConfig, check_divides
@@ -99,12 +99,16 @@ class CLIPConfig(NetConfig):
 
     HEADER: ClassVar[Mapping[str, str]] = {"model_type": "clip"}
     IGNORED: ClassVar[frozenset[str]] = GENERAL | {"text_config_dict", "vision_config_dict"}
+    TOWERS: ClassVar[Mapping[str, type[TowerConfig]]] = {
+        "text_config": CLIPTextConfig,
+        "vision_config": CLIPVisionConfig,
+    }
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> CLIPConfig:
+    def from_dict(cls, given: Mapping[str, Any]) -> Self:
         """The configuration in a config.json; early files repeat a tower's settings as `text_config_dict`: it wins."""
         values = dict(given)
-        for name, kind in (("text_config", CLIPTextConfig), ("vision_config", CLIPVisionConfig)):
+        for name, kind in cls.TOWERS.items():
             tower = dict(given.get(name) or {}) | dict(given.get(f"{name}_dict") or {})
             values[name] = kind.from_dict({key: value for key, value in tower.items() if key != "architectures"})
         return super().from_dict(values)

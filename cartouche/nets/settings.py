@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
-from cartouche.config import CartoucheError, unknown
+from cartouche.config import CartoucheError, shown, unknown
+
+LARGEST = 2**20
+DEEPEST = 512
+"""No published network is wider than the first or has more layers than the second: what asks for more is a trap."""
+
+_SIZE = re.compile(r"channels|_size$|_dim$|(?<!extract_)layers|heads|groups|max_position")
+_DEPTH = re.compile(r"^num_\w*(layers|blocks)$|layers_per_block$")
 
 
 @dataclass(frozen=True)
@@ -23,13 +33,16 @@ class NetConfig:
     HEADER: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not _fits(value, hints[field.name]):
-                raise CartoucheError(
-                    f"{type(self).__name__}.{field.name}={value!r} has the wrong type; give {_spell(hints[field.name])}"
-                )
+        own: Any = type(self)
+        for name, kind in _hints(own).items():
+            value = getattr(self, name)
+            if not _fits(value, kind):
+                said = f"{own.__name__}.{name}={shown(repr(value))}"
+                raise CartoucheError(f"{said} has the wrong type; give {_spell(kind)}")
+            _check_number(f"{own.__name__}.{name}", value)
+        depths = {field.name: getattr(self, field.name) for field in fields(self) if _DEPTH.search(field.name)}
+        if math.prod(sum(_numbers(one)) or 1 for one in depths.values()) > DEEPEST:
+            raise CartoucheError(f"{own.__name__} asks for {shown(depths)}; no known network is so deep")
         self.check()
 
     def check(self) -> None:
@@ -45,13 +58,20 @@ class NetConfig:
                 values[name] = _frozen(value)
             elif name in cls.FIXED or name in cls.HEADER:
                 _check_fixed(cls.__name__, name, value, cls.FIXED.get(name) or (cls.HEADER[name],))
-            elif not (name.startswith("_") or name in cls.IGNORED):
+            elif not (_note(name) or name in cls.IGNORED):
                 raise unknown(f"{cls.__name__} setting", name, known)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that the reference library reads as config.json."""
         return dict(self.HEADER) | {field.name: _thawed(getattr(self, field.name)) for field in fields(self)}
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The kinds of a configuration's fields; they are written as text, so finding them out is slow."""
+    kinds = get_type_hints(kind)
+    return {field.name: kinds[field.name] for field in fields(kind)}
 
 
 def per_level(name: str, value: int | tuple[int, ...], levels: int) -> tuple[int, ...]:
@@ -75,7 +95,29 @@ def check_divides(name: str, divisor: int, numbers: tuple[int, ...]) -> None:
 def _check_fixed(owner: str, name: str, value: Any, accepted: tuple[Any, ...]) -> None:
     if value not in accepted:
         wanted = " or ".join(repr(choice) for choice in accepted)
-        raise CartoucheError(f"{owner} got {name}={value!r}; this network is built with {wanted} only")
+        raise CartoucheError(f"{owner} got {name}={shown(repr(value))}; this network is built with {wanted} only")
+
+
+def _note(name: str) -> bool:
+    """Whether a setting is a library's note to itself, as `_diffusers_version`; `_target_` names code to be run."""
+    return name.startswith("_") and not name.endswith("_")
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Refuse what is not a number, and sizes that no network has, before anything is made of them."""
+    for number in _numbers(value):
+        if not math.isfinite(number):
+            raise CartoucheError(f"{name}={shown(repr(value))} is not finite; give an ordinary number")
+        if _SIZE.search(name) and not 1 <= number <= LARGEST:
+            raise CartoucheError(f"{name}={shown(repr(value))} is no size of a network; give 1 to {LARGEST:,}")
+    if isinstance(value, tuple) and len(_numbers(value)) > 64:
+        raise CartoucheError(f"{name} has {len(value)} numbers; no known network has more than 64")
+
+
+def _numbers(value: Any) -> list[int | float]:
+    """The numbers of a setting, if it has any."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [one for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)]
 
 
 def _fits(value: Any, kind: Any) -> bool:

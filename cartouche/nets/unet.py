@@ -6,14 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cartouche.config import CartoucheError
-from cartouche.nets.attention import Transformer2DModel
-from cartouche.nets.blocks import Downsample2D, GroupNorm, ResnetBlock2D, TimestepEmbedding, Upsample2D, sinusoids
+from cartouche.nets.attention import TextTimeEmbedding, Transformer2DModel
+from cartouche.nets.blocks import (
+    Downsample2D,
+    GroupNorm,
+    ResnetBlock2D,
+    TimestepEmbedding,
+    Upsample2D,
+    sinusoids,
+)
 from cartouche.nets.unet_config import UNetConfig
 
 __all__ = ["UNet2DConditionModel", "UNetConfig", "zero_init_residuals"]
@@ -45,24 +53,62 @@ class UNet2DConditionModel(nn.Module):
         """sample: (B, C, H, W); timestep: (B,) or one number; encoder_hidden_states: (B, N, D). Returns (B, C, H, W).
 
         added: for "text_time" nets, text_embeds (B, E) and time_ids (B, 6): sizes and crop of the picture asked for.
+        A "text" net sums the words up by itself (Saharia et al. 2022, appendix F.1) and wants nothing added.
         """
-        time = self._time(sample, timestep, added)
-        skips: list[Tensor] = [self.conv_in(2 * sample - 1 if self.config.center_input_sample else sample)]
+        time = self._time(sample, timestep, encoder_hidden_states, added)
+        first = self._first(sample)
+        return self._last(self._inside(first, time, encoder_hidden_states), first, time, encoder_hidden_states)
+
+    def deep(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """All but the last block, (B, channels, H, W): what changes slowly from step to step (see draw/reuse.py)."""
+        time = self._time(sample, timestep, encoder_hidden_states, None)
+        return self._inside(self._first(sample), time, encoder_hidden_states)
+
+    def shallow(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, deep: Tensor) -> Tensor:
+        """The last block, given what `deep` returned, perhaps for an earlier step. Returns (B, C, H, W)."""
+        time = self._time(sample, timestep, encoder_hidden_states, None)
+        return self._last(deep, self._first(sample), time, encoder_hidden_states)
+
+    def sized(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor, time_ids: Tensor
+    ) -> Tensor:
+        """`forward` of a "text_time" net, every input by its own name."""
+        return self(sample, timestep, encoder_hidden_states, {"text_embeds": text_embeds, "time_ids": time_ids})
+
+    def _first(self, sample: Tensor) -> Tensor:
+        return self.conv_in(2 * sample - 1 if self.config.center_input_sample else sample)
+
+    def _inside(self, first: Tensor, time: Tensor, words: Tensor) -> Tensor:
+        skips = [first]
         for down in self.down_blocks:
-            skips += down(skips[-1], time, encoder_hidden_states)
-        x = self.mid_block(skips[-1], time, encoder_hidden_states)
-        for up in self.up_blocks:
-            x = up(x, skips, time, encoder_hidden_states)
+            skips += down(skips[-1], time, words)
+        x = self.mid_block(skips[-1], time, words)
+        for up in self.up_blocks[:-1]:
+            x = up(x, skips, time, words)
+        for i in range(self.config.layers[0]):
+            x = self._finest.layer(i, x, skips.pop(), time, words)
+        return x
+
+    def _last(self, x: Tensor, first: Tensor, time: Tensor, words: Tensor) -> Tensor:
+        x = self._finest.layer(self.config.layers[0], x, first, time, words)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def _time(self, sample: Tensor, timestep: Tensor | float, added: Mapping[str, Tensor] | None) -> Tensor:
+    @property
+    def _finest(self) -> UpBlock:
+        last: Any = self.up_blocks[-1]
+        return last
+
+    def _time(
+        self, sample: Tensor, timestep: Tensor | float, words: Tensor, added: Mapping[str, Tensor] | None
+    ) -> Tensor:
         config, dtype = self.config, self.time_embedding.linear_1.weight.dtype
         t = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         waves = sinusoids(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
         time = self.time_embedding(waves.to(dtype))  # (B, time_channels)
         if self.add_embedding is None:
             return time
-        return time + self.add_embedding(self._added(added).to(dtype))
+        given = words if config.addition_embed_type == "text" else self._added(added)
+        return time + self.add_embedding(given.to(dtype))
 
     def _added(self, added: Mapping[str, Tensor] | None) -> Tensor:
         """Pooled text and the sinusoids of the size numbers, side by side (Podell et al. 2023, section 2.2)."""
@@ -131,13 +177,16 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, words: Tensor) -> Tensor:
         """Takes its states from the end of `skips`."""
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), time)
-            if self.attentions:
-                x = self.attentions[i](x, words)
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, skips.pop(), time, words)
         for up in self.upsamplers:
             x = up(x, like=skips[-1])
         return x
+
+    def layer(self, i: int, x: Tensor, skip: Tensor, time: Tensor, words: Tensor) -> Tensor:
+        """One residual block beside a state kept from the way down, and its transformer."""
+        x = self.resnets[i](torch.cat([x, skip], dim=1), time)
+        return self.attentions[i](x, words) if self.attentions else x
 
 
 def zero_init_residuals(unet: UNet2DConditionModel) -> None:
@@ -168,7 +217,10 @@ def _transformer(config: UNetConfig, level: int) -> Transformer2DModel:
     )
 
 
-def _added_embedding(config: UNetConfig) -> TimestepEmbedding | None:
+def _added_embedding(config: UNetConfig) -> nn.Module | None:
     if config.addition_embed_type is None:
         return None
+    if config.addition_embed_type == "text":
+        heads = config.addition_embed_type_num_heads
+        return TextTimeEmbedding(config.cross_attention_dim, config.time_channels, heads)
     return TimestepEmbedding(config.projection_class_embeddings_input_dim or 0, config.time_channels)

@@ -69,14 +69,16 @@ class UNetConfig(NetConfig):
     upcast_attention: bool = False
     time_embedding_dim: int | None = None
     addition_embed_type: str | None = None
+    addition_embed_type_num_heads: int = 64
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
 
     HEADER: ClassVar[Mapping[str, str]] = {"_class_name": "UNet2DConditionModel"}
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = NOT_BUILT
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads"})
 
     def check(self) -> None:
+        if isinstance(self.sample_size, tuple) and len(self.sample_size) != 2:
+            raise CartoucheError(f"sample_size={self.sample_size} given; wanted one number, or height and width")
         self._check_blocks("down_block_types", self.down_block_types, DOWN_BLOCKS)
         self._check_blocks("up_block_types", self.up_block_types, UP_BLOCKS)
         check_divides("norm_num_groups", self.norm_num_groups, self.block_out_channels)
@@ -94,11 +96,14 @@ class UNetConfig(NetConfig):
                 raise CartoucheError(f"{name} names {kind!r}, which is not built here; choose from {', '.join(known)}")
 
     def _check_addition(self) -> None:
-        if self.addition_embed_type not in (None, "text_time"):
-            raise CartoucheError(f"addition_embed_type={self.addition_embed_type!r} is not built here; use 'text_time'")
-        if self.addition_embed_type and not (
-            self.addition_time_embed_dim and self.projection_class_embeddings_input_dim
-        ):
+        kind = self.addition_embed_type
+        if kind not in (None, "text", "text_time"):
+            raise CartoucheError(f"addition_embed_type={kind!r} is not built here; use 'text' or 'text_time'")
+        if kind == "text":
+            check_divides(
+                "addition_embed_type_num_heads", self.addition_embed_type_num_heads, (self.cross_attention_dim,)
+            )
+        if kind == "text_time" and not (self.addition_time_embed_dim and self.projection_class_embeddings_input_dim):
             raise CartoucheError(
                 "addition_embed_type='text_time' also wants addition_time_embed_dim and "
                 "projection_class_embeddings_input_dim; give both"

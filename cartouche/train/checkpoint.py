@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cartouche import files
 from cartouche.config import CartoucheError
 from cartouche.weights import safetensors
 
@@ -81,9 +82,9 @@ def save(out: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[
             for name, one in tensors.items()
         }
         _write_state(temporary / STATE, {**state, "sha256": sums})
-        safetensors.sync_folder(temporary)
+        files.sync_folder(temporary)
         _move(temporary, final)
-        safetensors.sync_folder(out)
+        files.sync_folder(out)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CartoucheError(_disk_words(final, error)) from error
@@ -109,7 +110,7 @@ def verify(folder: Path) -> Checkpoint:
     for name, wanted in sums.items():
         if not (folder / name).is_file():
             raise CartoucheError(f"{folder / name} is missing")
-        if sum_of(folder / name) != wanted:
+        if files.digest(folder / name) != wanted:
             raise CartoucheError(f"{folder / name} is damaged (its sha256 is not the one written)")
     return Checkpoint(folder, state)
 
@@ -147,12 +148,6 @@ def prune(out: Path, keep: int, newest_folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sum_of(path: Path) -> str:
-    """The sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _move(temporary: Path, final: Path) -> None:
     """Rename into place; a damaged folder of the same step steps aside first."""
     old = final.with_name(f".{final.name}.old")
@@ -165,10 +160,8 @@ def _move(temporary: Path, final: Path) -> None:
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:
     text = json.dumps({**state, "seal": _seal(state)}, indent=1)
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with files.created(path) as file:
+        file.write(text.encode())
 
 
 def _seal(state: dict[str, Any]) -> str:

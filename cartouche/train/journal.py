@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cartouche import files
 from cartouche.train import sheets
 
 if TYPE_CHECKING:
@@ -84,9 +84,8 @@ def forget_from(path: Path, step: int) -> None:
     kept = "".join(json.dumps(line) + "\n" for line in read(path) if line["step"] < step)
     if kept == path.read_text(encoding="utf-8", errors="replace"):
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(kept, encoding="utf-8")
-    os.replace(temporary, path)
+    with files.whole(path) as file:
+        file.write(kept.encode())
 
 
 def plot(out: Path) -> Path | None:

@@ -1,7 +1,8 @@
-"""Latents and text states of a fixed set of scenes, computed once: the denoiser then trains without the other two nets.
+"""Latents and captions of a fixed set of scenes, computed once: the denoiser then trains without the autoencoder.
 
-The folder holds latents.npy (S, C, h, w) and states.npy (S * captions, N, D), float16, and empty.npy (N, D), the
-states of the empty prompt. They are written under other names and renamed when whole: a folder that has them is whole.
+The folder holds latents.npy (S, C, h, w) float16, ids.npy (S * captions, N) int32, the captions' token ids, and
+empty.npy (N,), those of the empty prompt. The latents are written under another name, last, and renamed when whole: a
+folder that has all three is whole.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
+from cartouche.config import CartoucheError
 from cartouche.data.streams import Scenes
 from cartouche.nets.autoencoder import AutoencoderKL
-from cartouche.nets.clip import CLIPTextModel
 from cartouche.text import Tokenizer
 from cartouche.train.sources import Cached
 from cartouche.train.stream import batches
 
-FILES = ("latents.npy", "states.npy", "empty.npy")
+FILES = ("latents.npy", "ids.npy", "empty.npy")
 
 
 class Prepared:
-    """Sample i: the picture of scene i and the token ids of `captions` of its captions, ready for both nets."""
+    """Sample i: the picture of scene i and the token ids of `captions` of its captions."""
 
     def __init__(self, stream: Scenes, tokenizer: Tokenizer, captions: int):
         self.stream, self.tokenizer, self.captions = stream, tokenizer, captions
@@ -35,16 +36,18 @@ class Prepared:
 
 
 def opened(folder: Path | str) -> tuple[Cached, np.ndarray]:
-    """The stored set as a source, and the empty prompt's states (N, D); read through the page cache."""
-    latents, states, empty = (np.load(Path(folder) / name, mmap_mode="r") for name in FILES)
-    return Cached(latents, states), np.asarray(empty, np.float32)
+    """The stored set as a source, and the empty prompt's token ids (N,); read through the page cache."""
+    try:
+        latents, ids, empty = (np.load(Path(folder) / name, mmap_mode="r") for name in FILES)
+    except (OSError, ValueError) as error:
+        raise CartoucheError(f"{folder} holds no latents that can be read: {error}") from error
+    return Cached(latents, ids), np.array(empty, np.int64)
 
 
 @torch.no_grad()
 def compute(
     folder: Path,
     vae: AutoencoderKL,
-    text: CLIPTextModel,
     tokenizer: Tokenizer,
     stream: Scenes,
     count: int,
@@ -57,19 +60,16 @@ def compute(
     folder.mkdir(parents=True, exist_ok=True)
     vae = vae.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     shape = encode(vae, torch.zeros(1, 3, 128, 128)).shape[1:]
-    width, length = text.config.hidden_size, tokenizer.context
     latents = open_memmap(folder / "latents.tmp", "w+", np.float16, (count, *shape))
-    states = open_memmap(folder / "states.tmp", "w+", np.float16, (count * captions, length, width))
+    ids = np.empty((count * captions, tokenizer.context), np.int32)
     for part in batches(Prepared(stream, tokenizer, captions), 0, batch, -(-count // batch), workers=1, prefetch=4):
         here = slice(part.first, min(part.first + batch, count))
         keep = here.stop - here.start
         latents[here] = encode(vae, part.values["image"][:keep]).numpy()
-        ids = part.values["ids"][:keep].flatten(0, 1)  # (keep * captions, N)
-        states[here.start * captions : here.stop * captions] = told(text, ids)
+        ids[here.start * captions : here.stop * captions] = part.values["ids"][:keep].flatten(0, 1)
     latents.flush()
-    states.flush()
-    np.save(folder / "empty.npy", told(text, torch.from_numpy(tokenizer.batch([""])))[0])
-    (folder / "states.tmp").replace(folder / "states.npy")
+    np.save(folder / "ids.npy", ids)
+    np.save(folder / "empty.npy", tokenizer.batch([""])[0])
     (folder / "latents.tmp").replace(folder / "latents.npy")
 
 
@@ -78,11 +78,6 @@ def encode(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         mean = vae.encode(image.contiguous(memory_format=torch.channels_last)).float().chunk(2, 1)[0]
     return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-
-
-def told(text: CLIPTextModel, ids: torch.Tensor) -> np.ndarray:
-    """Text states (B, N, D) float16 of token ids (B, N), in fp32: drawing must find the very same states."""
-    return text(ids)[0].numpy().astype(np.float16)
 
 
 @torch.no_grad()

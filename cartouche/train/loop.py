@@ -52,6 +52,7 @@ class TrainSettings:
     cooldown: int = 0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     clip: float = 1.0
     ema: float = 0.999
     precision: devices.Precision = "auto"
@@ -228,7 +229,8 @@ def prepare(settings: TrainSettings, net: nn.Module, out: Path, target: torch.de
     if settings.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(net).eval().requires_grad_(False)
-    optimizer = optim.adamw(net, settings.learning_rate, settings.betas, settings.weight_decay)
+    kind = optim.Muon if settings.optimizer == "muon" else optim.adamw
+    optimizer = kind(net, settings.learning_rate, settings.betas, settings.weight_decay)
     state = State(net, average, optimizer)
     if found is not None:
         put(net, found.tensors("net"), str(found.folder))

@@ -38,7 +38,7 @@ class RefereeSamples:
     def __getitem__(self, index: int) -> dict:
         scene = self.scenes.composer[index]
         pixels, _ = render(self.scenes.pack, scene)
-        image = _roughen(from_uint8(pixels[None])[0], rng_of(self.scenes.composer.seed ^ 0xB1, index))
+        image = roughen(from_uint8(pixels[None])[0], rng_of(self.scenes.composer.seed ^ 0xB1, index))
         objects, concepts = self._objects(scene)
         return {"image": image, "objects": objects, "concepts": concepts, "whole": self._whole(scene)}
 
@@ -67,7 +67,7 @@ class RefereeSamples:
         )
 
 
-def _roughen(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def roughen(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Soften (a 3x3 binomial, once or twice) and add a little noise, each to a third of the pictures."""
     for _ in range(int(rng.choice([0, 0, 1, 2]))):
         for axis in (1, 2):

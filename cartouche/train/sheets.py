@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cartouche.images import grid, to_uint8, write_whole
+from cartouche.files import write_whole
+from cartouche.images import grid, to_uint8
 
 INK, PAPER, LINE, FAINT = (35, 35, 40), (255, 255, 255), (24, 95, 165), (205, 205, 210)
 MARGIN = (70, 30, 20, 40)  # left, top, right, bottom

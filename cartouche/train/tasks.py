@@ -139,9 +139,10 @@ def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
 class Denoising:
     """Learn to take noise out of latents, told by text how (DDPM, section 3.4; latent diffusion, eq. 2).
 
-    batch["latents"]: (B, C, h, w), already scaled; batch["states"]: (B, N, D) text states. A share `drop` of the
-    prompts is replaced by `empty` (N, D), the states of the empty prompt, so that the net can also draw unprompted,
-    as guidance needs (Ho and Salimans 2022, algorithm 1).
+    batch["latents"]: (B, C, h, w), already scaled; batch["prompt"]: what the net is told, (B, N, D) text states, or
+    (B, N) token ids where it has a text tower of its own (drawing.py). A share `drop` of the prompts is replaced by
+    `empty`, the empty prompt in the same form, so that the net can also draw unprompted, as guidance needs (Ho and
+    Salimans 2022, algorithm 1).
 
     weighting "none" is the plain mean square of the predicted kind. With kind "v_prediction" that already weighs the
     clean estimate's error by snr + 1 (Salimans and Ho 2022, section 4), so no step drowns the others. "min_snr" weighs
@@ -157,24 +158,26 @@ class Denoising:
         weighting: Literal["none", "min_snr"] = "none",
         gamma: float = 5.0,
         spread: float = 1.0,
+        shift: float = 1.0,
     ) -> None:
         if weighting not in ("none", "min_snr"):
             raise unknown("weighting", weighting, ["none", "min_snr"])
-        self.kind, self.drop, self.weighting, self.gamma, self.spread = kind, drop, weighting, gamma, spread
+        self.kind, self.drop, self.weighting, self.gamma = kind, drop, weighting, gamma
+        self.spread, self.shift = spread, shift
         self.alpha = torch.as_tensor(ladder.alpha, dtype=torch.float32)
         self.sigma = torch.as_tensor(ladder.sigma, dtype=torch.float32)
         self.time = torch.as_tensor(ladder.time, dtype=torch.float32)  # what the net is told
-        self.empty = torch.as_tensor(empty, dtype=torch.float32)
+        self.empty = torch.as_tensor(empty)
 
     def __call__(self, net: nn.Module, batch: Batch, generator: Generator) -> tuple[Tensor, Notes]:
         x0 = batch["latents"].float()
         count, device = len(x0), x0.device
-        t = timesteps(count, len(self.alpha), generator, device, self.spread)
+        t = timesteps(count, len(self.alpha), generator, device, self.spread, self.shift)
         alpha = self.alpha.to(device)[t].view(-1, 1, 1, 1)
         sigma = self.sigma.to(device)[t].view(-1, 1, 1, 1)
         eps = torch.randn(x0.shape, generator=generator, device=device)
-        states = self.dropped(batch["states"].float(), generator)
-        out = net(alpha * x0 + sigma * eps, self.time.to(device)[t], states).float()
+        prompt = self.dropped(batch["prompt"], generator)
+        out = net(alpha * x0 + sigma * eps, self.time.to(device)[t], prompt).float()
         level: Any = Level(t, alpha, sigma)  # type: ignore[arg-type]  # one level for each picture
         wanted = target_of(self.kind, x0, eps, level)
         error = (out - wanted).square().mean(dim=(1, 2, 3))  # (B,)
@@ -182,11 +185,11 @@ class Denoising:
         late = t >= len(self.alpha) // 2
         return loss, {"noisy": _mean(error.detach(), late), "clean": _mean(error.detach(), ~late)}
 
-    def dropped(self, states: Tensor, generator: Generator) -> Tensor:
-        """`states` with a random share of the prompts made empty."""
-        empty = self.empty.to(states.device)
-        here = torch.rand(len(states), generator=generator, device=states.device) < self.drop
-        return torch.where(here.view(-1, 1, 1), empty, states)
+    def dropped(self, prompt: Tensor, generator: Generator) -> Tensor:
+        """`prompt` (B, ...) with a random share of its rows made empty."""
+        empty = self.empty.to(prompt.device, prompt.dtype)
+        here = torch.rand(len(prompt), generator=generator, device=prompt.device) < self.drop
+        return torch.where(here.view(-1, *[1] * empty.ndim), empty, prompt)
 
     def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """What the square error of the predicted kind counts at a level."""
@@ -204,17 +207,21 @@ class Denoising:
         return snr.clamp(max=self.gamma) * per_kind[self.kind]
 
 
-def timesteps(count: int, steps: int, generator: Generator, device: torch.device, spread: float = 1.0) -> Tensor:
+def timesteps(
+    count: int, steps: int, generator: Generator, device: torch.device, spread: float = 1.0, shift: float = 1.0
+) -> Tensor:
     """`count` steps of 0 .. steps-1: half of them uniform, half logit-normal (in the middle), both stratified.
 
     The middle is where the picture is decided and most is to be learned (Esser et al. 2024, section 3.1); the uniform
     half keeps both ends in training. Stratified: of n equal slices of probability each gets one draw, so a batch never
-    misses a part of the ladder and the loss is less noisy. The slices come in random order.
+    misses a part of the ladder and the loss is less noisy. The slices come in random order. A shift above 1 moves both
+    towards noise (eq. 23 of the same): where little of the picture is left, only the words can say what it is.
     """
     uniform = (count + 1) // 2
     flat = strata(uniform, generator, device)
     peaked = strata(count - uniform, generator, device).clamp(1e-6, 1 - 1e-6)
     u = torch.cat([flat, torch.sigmoid(spread * torch.special.ndtri(peaked))])
+    u = shift * u / (1 + (shift - 1) * u)
     return (u * steps).long().clamp(0, steps - 1)
 
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cartouche.config import CartoucheError
+from cartouche import files
+from cartouche.config import CartoucheError, shown
+from cartouche.config import read_json as read_json
+from cartouche.nets.settings import NetConfig
 from cartouche.text import Tokenizer
 from cartouche.weights import safetensors
 
@@ -28,17 +29,31 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 DIFFUSERS_NETS = {"UNet2DConditionModel": "unet.UNetConfig", "AutoencoderKL": "autoencoder.AutoencoderConfig"}
+DIFFUSERS_NETS |= {"AutoencoderTiny": "tiny.TinyConfig"}
 OWN_NETS = {"Referee": "referee.RefereeConfig"}
-CLIP_NETS = {
-    "clip_text_model": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
-    "clip": ("CLIPModel",),
+TRANSFORMERS_NETS = {  # model_type: {class: its settings}; the first is meant where a config.json names no class
+    "clip_text_model": dict.fromkeys(("CLIPTextModel", "CLIPTextModelWithProjection"), "clip.CLIPTextConfig"),
+    "clip_vision_model": dict.fromkeys(("CLIPVisionModel", "CLIPVisionModelWithProjection"), "clip.CLIPVisionConfig"),
+    "clip": {"CLIPModel": "clip.CLIPConfig"},
+    "owlvit": {"OwlViTForObjectDetection": "owlvit.OwlViTConfig"},
+    "clipseg": {"CLIPSegForImageSegmentation": "clipseg.CLIPSegConfig"},
+    "llama": {"LlamaForCausalLM": "llama.LlamaConfig"},
+    "llava": {"LlavaForConditionalGeneration": "llava.LlavaConfig"},
 }
+NETS = DIFFUSERS_NETS | OWN_NETS
+NETS |= {name: settings for family in TRANSFORMERS_NETS.values() for name, settings in family.items()}
+APART = ("autoencoder", "clip", "tiny", "unet")
+"""Nets whose settings lie in a file of their own, `..._config.py`, and can be read without torch."""
+
+LAYOUT = "0.42.1"
+"""The version of diffusers whose layout this is; its inpainting pipeline asks for it."""
+
 FILES = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 
 OLD_NAMES = (
     (r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1.", "clip_text_model"),  # as transformers 5 writes it
     (r"^(embeddings|encoder|pre_layrnorm|post_layernorm)\.", r"vision_model.\1.", "clip_vision_model"),
+    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", "LlavaForConditionalGeneration"),
     (r"(mid_block\.attentions\.0)\.query\.", r"\1.to_q.", "AutoencoderKL"),  # as diffusers wrote it before 0.18
     (r"(mid_block\.attentions\.0)\.key\.", r"\1.to_k.", "AutoencoderKL"),
     (r"(mid_block\.attentions\.0)\.value\.", r"\1.to_v.", "AutoencoderKL"),
@@ -57,47 +72,53 @@ SCHEDULER = {
 """What a scheduler_config.json says beside the ladder. diffusers' pipeline insists on clip_sample and steps_offset."""
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """A JSON object. Raises CartoucheError where the file is missing or is something else."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CartoucheError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise CartoucheError(f"{path} holds a {type(found).__name__}; wanted a JSON object")
-    return found
-
-
 def write_json(path: Path | str, value: Mapping[str, Any]) -> None:
     """Write a JSON object whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with files.whole(path) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def class_of(config: Mapping[str, Any], where: Path | str = "config.json") -> str:
     """The class a config.json was written for: `_class_name`, or in transformers `architectures` or `model_type`."""
-    name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
-    family = CLIP_NETS.get(str(config.get("model_type")), ())
-    name = name or (family[0] if family else None)
-    known = [*DIFFUSERS_NETS, *OWN_NETS, *(one for names in CLIP_NETS.values() for one in names)]
-    if name in known:
-        return str(name)
-    raise CartoucheError(f"{where} describes {name or 'no class'}; networks known here: {', '.join(known)}")
+    listed = config.get("architectures")
+    name = config.get("_class_name") or (listed[0] if isinstance(listed, list | tuple) and listed else None)
+    name = name or next(iter(TRANSFORMERS_NETS.get(str(config.get("model_type")), ())), None)
+    if isinstance(name, str) and name in NETS:
+        return name
+    raise CartoucheError(f"{where} describes {shown(name or 'no class')}; networks known here: {', '.join(NETS)}")
 
 
-def weights_file(folder: Path | str) -> Path:
-    """The safetensors file of a net's folder. Raises CartoucheError where there is none."""
+def settings(config: Mapping[str, Any], where: Path | str = "config.json") -> NetConfig:
+    """The settings that a config.json describes, checked: their names, kinds and sizes, before a net is made of them.
+
+    Raises CartoucheError for all that no net here can be.
+    """
+    room, _, kind = NETS[class_of(config, where)].partition(".")
+    module = importlib.import_module(f"cartouche.nets.{room}_config" if room in APART else f"cartouche.nets.{room}")
+    try:
+        found: NetConfig = getattr(module, kind).from_dict(config)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise CartoucheError(f"{where} is no configuration of {class_of(config)}: {shown(error)}") from error
+    return found
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """The config.json of a net, once `settings` has nothing against it."""
+    config = read_json(path)
+    settings(config, path)
+    return config
+
+
+def weights_files(folder: Path | str) -> list[Path]:
+    """The safetensors files of a net's folder: one, or the shards its index names. CartoucheError where is none."""
     folder = Path(folder)
     for name in FILES.values():
         for path in (folder / name, folder / name.replace(".safetensors", ".fp16.safetensors")):
             if path.is_file():
-                return path
+                return [path]
+        for index in (folder / f"{name}.index.json", folder / f"{name}.index.fp16.json"):
+            if index.is_file():
+                return _shards(index)
     if not folder.is_dir():
         raise CartoucheError(f"no folder {folder}; wanted config.json and {' or '.join(FILES.values())} in it")
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in safetensors.PICKLED)
@@ -105,13 +126,41 @@ def weights_file(folder: Path | str) -> Path:
     raise CartoucheError(f"no weights in {folder}; wanted {' or '.join(FILES.values())}{hint}")
 
 
+def weights_file(folder: Path | str) -> Path:
+    """The one safetensors file of a net's folder. Raises CartoucheError where there is none, or are several."""
+    found = weights_files(folder)
+    if len(found) > 1:
+        raise CartoucheError(f"{folder} has its weights in {len(found)} files; wanted one: open the model and save it")
+    return found[0]
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files beside an index that it names, each once; never one elsewhere."""
+    places = read_json(index).get("weight_map")
+    names = sorted({str(one) for one in places.values()}) if isinstance(places, dict) else []
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise CartoucheError(f"{index} names no shards; wanted a weight_map to .safetensors files beside it")
+    return [index.parent / name for name in names]
+
+
+def joined(shards: Iterable[Mapping[str, Any]], where: Path) -> dict[str, Any]:
+    """What several files hold together. Raises CartoucheError where two hold the same."""
+    found: dict[str, Any] = {}
+    for shard in shards:
+        if twice := found.keys() & shard.keys():
+            raise CartoucheError(f"{where} holds {first(sorted(twice))} in two files; wanted each weight once")
+        found |= shard
+    return found
+
+
 def build(config: Mapping[str, Any], where: Path | str = "config.json") -> torch.nn.Module:
-    """The net that a config.json describes, with weights as its class starts them."""
-    name = class_of(config, where)
-    clip = f"clip.{name.removesuffix('WithProjection').removesuffix('Model')}Config"
-    module, _, settings = (DIFFUSERS_NETS | OWN_NETS).get(name, clip).partition(".")
-    room = importlib.import_module(f"cartouche.nets.{module}")
-    built: torch.nn.Module = getattr(room, name)(getattr(room, settings).from_dict(config))
+    """The net that a config.json describes, with weights as its class starts them.
+
+    Under `torch.device("meta")` it takes no memory, whatever the config says.
+    """
+    name, checked = class_of(config, where), settings(config, where)
+    room = importlib.import_module(f"cartouche.nets.{NETS[name].partition('.')[0]}")
+    built: torch.nn.Module = getattr(room, name)(checked)
     return built
 
 
@@ -124,7 +173,7 @@ def save_net(folder: Path | str, net: torch.nn.Module, dtype: str | None = None)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = net.config.to_dict()  # type: ignore[operator, union-attr]
-    tensors = {name: _stored(name, tensor, dtype) for name, tensor in net.state_dict().items()}
+    tensors = {name: stored(name, tensor, dtype) for name, tensor in net.state_dict().items()}
     library = "diffusers" if class_of(config) in DIFFUSERS_NETS else "transformers"
     write_json(folder / "config.json", config)
     return safetensors.save(folder / FILES[library], tensors, {"format": "pt"})
@@ -137,12 +186,41 @@ def load_net(folder: Path | str, device: str | torch.device = "cpu", dtype: str 
     folder = Path(folder)
     _check_dtype(dtype)
     config = read_json(folder / "config.json")
-    path = weights_file(folder)
-    net = build(config, folder / "config.json")
-    tensors = renamed(safetensors.load(path), class_of(config), str(config.get("model_type")))
-    check_names({name: tuple(one.shape) for name, one in tensors.items()}, _shapes(net), path)
-    net.load_state_dict(tensors)
-    return net.to(device=device, dtype=getattr(torch, dtype)).eval()
+    paths = weights_files(folder)
+    spelled = class_of(config, folder / "config.json"), str(config.get("model_type"))
+    with torch.device("meta"):
+        net = build(config, folder / "config.json")
+    layout = renamed(joined(map(safetensors.layout, paths), folder), *spelled)
+    check_names({name: one.shape for name, one in layout.items()}, shapes(net), paths[0] if len(paths) == 1 else folder)
+    return filled(net, renamed(joined(map(safetensors.load, paths), folder), *spelled), device, dtype)
+
+
+def filled(
+    net: torch.nn.Module, tensors: Mapping[str, torch.Tensor], device: str | torch.device, dtype: str = "float32"
+) -> torch.nn.Module:
+    """The net of a `build` on the meta device with these tensors for weights, ready to run."""
+    import torch
+
+    wanted = net.state_dict()
+    odd = [name for name, one in tensors.items() if one.is_floating_point() != wanted[name].is_floating_point()]
+    if odd:
+        raise CartoucheError(f"weights of another kind of number than the net's: {first(odd)}")
+    kind = getattr(torch, dtype)
+    ready = {name: _settled(one.to(device, kind if one.is_floating_point() else None)) for name, one in tensors.items()}
+    net.load_state_dict(ready, assign=True)
+    if any(one.is_meta for one in net.buffers()):  # tables that are computed, not stored
+        net = build(net.config.to_dict())  # type: ignore[operator, union-attr]
+        net.load_state_dict(ready)
+    return net.to(device=device, dtype=kind).eval()
+
+
+def _settled(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as it would lie in memory of its own: kernels give other last bits where rows begin elsewhere.
+
+    So a model is the same model whatever file it was stored in; what lies well in its file stays mapped.
+    """
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % safetensors.ALIGNMENT == 0 else tensor.clone()
 
 
 def renamed(tensors: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
@@ -154,11 +232,18 @@ def renamed(tensors: Mapping[str, Any], *kinds: str) -> dict[str, Any]:
         for pattern, replacement, kind in OLD_NAMES:
             if kind in kinds:
                 name = re.sub(pattern, replacement, name)
+        if name in found:
+            raise CartoucheError(f"{shown(name)} is there in two spellings; wanted each weight once")
         found[name] = tensor
     return found
 
 
-def check_names(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: Path | str) -> None:
+def check_names(
+    given: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    where: Path | str,
+    what: str = "its config.json",
+) -> None:
     """Refuse weights whose names or shapes are not the net's, listing the first five of each kind."""
     wrong = [f"{name} {given[name]} for {shape}" for name, shape in wanted.items() if given.get(name, shape) != shape]
     problems = {
@@ -166,9 +251,9 @@ def check_names(given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
         "unexpected": [name for name in given if name not in wanted],
         "of another shape": wrong,
     }
-    said = [f"{len(names)} {what}: {_first(names)}" for what, names in problems.items() if names]
+    said = [f"{len(names)} {kind}: {first(names)}" for kind, names in problems.items() if names]
     if said:
-        raise CartoucheError(f"{where} does not fit its config.json; " + "; ".join(said))
+        raise CartoucheError(f"{where} does not fit {what}; " + "; ".join(said))
 
 
 def save_pipeline(
@@ -184,35 +269,50 @@ def save_pipeline(
 
     scheduler_config: the ladder and prediction_type, as in a scheduler_config.json; what it leaves out is SCHEDULER's.
     """
-    folder = Path(folder)
     nets = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+    save_model(folder, nets, {"text_encoder": tokenizer}, SCHEDULER | dict(scheduler_config), {}, dtype)
+
+
+def save_model(
+    folder: Path | str,
+    nets: Mapping[str, torch.nn.Module],
+    tokenizers: Mapping[str, Tokenizer],
+    scheduler: Mapping[str, Any],
+    index: Mapping[str, Any],
+    dtype: str | None = None,
+) -> None:
+    """Write a whole model as diffusers has it.
+
+    nets: by the name of their sub-folder; tokenizers: by the name of the text encoder they belong to. index: what its
+    model_index.json says beside the classes, such as the class of the pipeline. dtype: as in `save_net`.
+    """
+    folder = Path(folder)
+    classes = {"scheduler": ["diffusers", scheduler["_class_name"]]}
     for name, net in nets.items():
         save_net(folder / name, net, dtype)
-    tokenizer.save(folder / "tokenizer")
+        kind = class_of(net.config.to_dict())  # type: ignore[operator, union-attr]
+        classes[name] = ["diffusers" if kind in DIFFUSERS_NETS else "transformers", kind]
+    for name, tokenizer in tokenizers.items():
+        place = name.replace("text_encoder", "tokenizer")
+        tokenizer.save(folder / place)
+        classes[place] = ["transformers", "CLIPTokenizer"]
     (folder / "scheduler").mkdir(exist_ok=True)
-    scheduler = SCHEDULER | dict(scheduler_config)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(folder / "model_index.json", _index(scheduler["_class_name"], class_of(text_encoder.config.to_dict())))  # type: ignore[operator, union-attr]
+    write_json(folder / "model_index.json", dict(sorted((_whole_index(index) | classes).items())))
 
 
-def _index(scheduler: Any, text_encoder: str) -> dict[str, Any]:
-    """A model_index.json: pairs of library and class; a pair of nulls is a part the model does without."""
-    absent = [None, None]
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": absent,
-        "image_encoder": absent,
-        "requires_safety_checker": False,
-        "safety_checker": absent,
-        "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", text_encoder],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
+def _whole_index(index: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pipeline wants to read of parts that the model does without: a pair of nulls each."""
+    said = {"_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None], "image_encoder": [None, None]}
+    said["_diffusers_version"] = LAYOUT
+    said |= {name: value for name, value in index.items() if not isinstance(value, list)}
+    if "XL" not in str(said["_class_name"]):
+        return {"requires_safety_checker": False, "safety_checker": [None, None]} | said
+    return said
 
 
-def _stored(name: str, tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
+def stored(name: str, tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
+    """A weight as a file keeps it. Raises CartoucheError where a number of it is not finite there."""
     import torch
 
     kept = tensor.detach()
@@ -230,10 +330,12 @@ def _check_dtype(dtype: str) -> str:
     return dtype
 
 
-def _shapes(net: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes(net: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """What a net stores, name by name."""
     return {name: tuple(one.shape) for name, one in net.state_dict().items()}
 
 
-def _first(names: Iterable[str], count: int = 5) -> str:
-    listed = list(names)
+def first(names: Iterable[str], count: int = 5) -> str:
+    """The first few of a list of names, for an error."""
+    listed = [shown(name) for name in names]
     return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")

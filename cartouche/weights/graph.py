@@ -12,25 +12,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cartouche import files
 from cartouche.config import CartoucheError
 from cartouche.weights import folder as folders
-from cartouche.weights import safetensors
+from cartouche.weights import ports, safetensors
+from cartouche.weights.ports import Port
+from cartouche.weights.source import GRAPHS
 
 if TYPE_CHECKING:
     import torch
 
 OPSET = 20
-OUTPUTS = {"decode": ["image"], "encode": ["moments"], "UNet2DConditionModel": ["prediction"]}
 LARGEST_CONSTANT = 1 << 20  # bytes; more that is not a weight means that the exporter computed with weights
-PARTS = ("text_encoder", "unet", "vae")
-
+PARTS = ("text_encoder", "unet", "vae", "clip", "detector", "segmenter", "captioner")
 
 ONNX_TYPES = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
 
@@ -43,19 +43,12 @@ class Stored(NamedTuple):
     entry: safetensors.Entry
 
 
-class Port(NamedTuple):
-    """One input of a graph: an example, and the name of every axis that may change."""
-
-    example: torch.Tensor
-    axes: tuple[str | None, ...]
-
-
 def export(folder: Path | str) -> list[Path]:
     """Write the graphs of a pipeline folder, or of a folder that holds one net; returns their paths.
 
-    `unet/graph.onnx`, `text_encoder/graph.onnx`, `vae/decoder.onnx`, `vae/encoder.onnx`. Weights and graph belong
-    together: export again when the weights file is written again. Raises CartoucheError where the folder holds no net
-    that has a graph.
+    `unet/graph.onnx`, `vae/decoder.onnx`, `clip/encode_text.onnx` and so on, as ports.py has them. Weights and graph
+    belong together: export again when the weights file is written again. Raises CartoucheError where the folder holds
+    no net that has a graph.
     """
     folder = Path(folder)
     if (folder / "config.json").is_file():
@@ -75,9 +68,30 @@ def export_net(folder: Path | str) -> list[Path]:
     stored = _stored(net, config, weights)
     header = _header_digest(weights, stored)
     _mark(net)
-    vae = type(net).__name__ == "AutoencoderKL"
-    calls = {"decode": "decoder.onnx", "encode": "encoder.onnx"} if vae else {"forward": "graph.onnx"}
-    return [_write(folder / name, _graph(net, call, stored, header)) for call, name in calls.items()]
+    names = {call: GRAPHS.get(call, f"{call}.onnx") for call in ports.calls(net)}
+    return [_write(folder / name, _graph(net, call, stored, header)) for call, name in names.items()]
+
+
+def template(net: torch.nn.Module, call: str) -> Any:
+    """The ONNX model of one of the net's methods without any number: its weights are inputs, under their own names.
+
+    The net may lie on the meta device, so that one of any size takes no memory. See template.py, which fills it.
+    """
+    import torch
+    from onnxscript import optimizer
+
+    with torch.device("meta"):
+        inputs = ports.inputs(net, call)
+    model = _exported(net, call, inputs, optimize=False)
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        del graph.initializers[name]
+        value.const_value, value.name = None, name.removeprefix("net.")
+        graph.inputs.append(value)
+    optimizer.optimize(model)
+    for i, node in enumerate(graph):
+        node.name = str(i)
+    return _plain(model, inputs)
 
 
 def _stored(net: torch.nn.Module, config: Mapping[str, Any], weights: Path) -> dict[str, Stored]:
@@ -98,10 +112,14 @@ def _header_digest(weights: Path, stored: Mapping[str, Stored]) -> str:
 
 def _graph(net: torch.nn.Module, call: str, stored: Mapping[str, Stored], header: str) -> Any:
     """The ONNX model of one of the net's methods, its weights references into the file."""
-    ports = _ports(net, call)
-    model = _exported(net, call, ports)
+    import onnx
+
+    inputs = ports.inputs(net, call)
+    model = _exported(net, call, inputs)
     _refer(model.graph, dict(net.named_parameters()), stored)
-    return _plain(model, ports, header)
+    proto = _plain(model, inputs)
+    onnx.helper.set_model_props(proto, {"weights": f"safetensors-header-{header}"})  # read by engine.py
+    return proto
 
 
 def _mark(net: torch.nn.Module) -> None:
@@ -114,52 +132,24 @@ def _mark(net: torch.nn.Module) -> None:
             parameter.normal_(0.0, 0.02, generator=generator)
 
 
-def _ports(net: Any, call: str) -> dict[str, Port]:
-    """The inputs of a net's method, with small examples whose height is not their width."""
-    import torch
-
-    config, kind = net.config, type(net).__name__
-    spatial = ("batch", None, "height", "width")
-    if kind == "UNet2DConditionModel":
-        if config.addition_embed_type is not None:
-            raise CartoucheError("a U-Net with added conditioning has no graph; draw with engine=torch")
-        side = 2**config.levels
-        return {
-            "sample": Port(torch.zeros(2, config.in_channels, 2 * side, 3 * side), spatial),
-            "timestep": Port(torch.zeros(2), ("batch",)),
-            "encoder_hidden_states": Port(torch.zeros(2, 7, config.cross_attention_dim), ("batch", "tokens", None)),
-        }
-    if kind == "AutoencoderKL":
-        if call == "decode":
-            return {"z": Port(torch.zeros(2, config.latent_channels, 6, 9), spatial)}
-        side = 2 * config.shrink
-        return {"x": Port(torch.zeros(2, config.in_channels, 2 * side, 3 * side), spatial)}
-    if kind.startswith("CLIPText"):
-        ids = torch.arange(config.max_position_embeddings).expand(2, -1) % config.vocab_size
-        return {"ids": Port(ids.contiguous(), ("batch", None))}
-    if kind.startswith("CLIPVision"):
-        side = config.image_size
-        return {"pixels": Port(torch.zeros(2, config.num_channels, side, side), ("batch", None, None, None))}
-    raise CartoucheError(f"{kind} has no graph; export its towers one by one")
-
-
-def _exported(net: torch.nn.Module, call: str, ports: Mapping[str, Port]) -> Any:
-    """torch's own exporter, quiet, with the axes of `ports` dynamic."""
+def _exported(net: torch.nn.Module, call: str, inputs: Mapping[str, Port], optimize: bool = True) -> Any:
+    """torch's own exporter, quiet, with the axes of `inputs` dynamic. optimize: fold what is constant."""
     import torch
 
     dynamic = torch.export.Dim.DYNAMIC
-    shapes = tuple({i: dynamic for i, axis in enumerate(port.axes) if axis} for port in ports.values())
-    examples = tuple(port.example for port in ports.values())
+    shapes = tuple({i: dynamic for i, axis in enumerate(port.axes) if axis} for port in inputs.values())
+    examples = tuple(port.example for port in inputs.values())
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             _method(net, call),
             examples,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(ports),
-            output_names=OUTPUTS.get(call) or OUTPUTS.get(type(net).__name__) or ["states", "pooled"],
+            input_names=list(inputs),
+            output_names=ports.outputs(net, call),
             dynamic_shapes=(shapes,),
             verbose=False,
+            optimize=optimize,
         )
     return program.model  # type: ignore[union-attr]
 
@@ -239,9 +229,8 @@ def _digest(array: Any) -> bytes:
     return hashlib.sha256(str(array.dtype).encode() + array.tobytes()).digest()
 
 
-def _plain(model: Any, ports: Mapping[str, Port], header: str) -> Any:
+def _plain(model: Any, inputs: Mapping[str, Port]) -> Any:
     """The model as a protocol buffer without the exporter's notes, which quote source files and machines' paths."""
-    import onnx
     import onnx_ir as ir
 
     proto = ir.to_proto(model)
@@ -250,10 +239,10 @@ def _plain(model: Any, ports: Mapping[str, Port], header: str) -> Any:
     for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
         part.doc_string = ""
-    onnx.helper.set_model_props(proto, {"weights": f"safetensors-header-{header}"})  # read by engine.py
     proto.producer_name, proto.producer_version, graph.name = "cartouche", "", "net"
     for value in graph.input:
-        for axis, dimension in zip(ports[value.name].axes, value.type.tensor_type.shape.dim, strict=True):
+        axes = inputs[value.name].axes if value.name in inputs else ()  # a weight has none that change
+        for axis, dimension in zip(axes, value.type.tensor_type.shape.dim, strict=bool(axes)):
             if axis:
                 dimension.dim_param = axis
     for value in graph.output:
@@ -265,12 +254,8 @@ def _plain(model: Any, ports: Mapping[str, Port], header: str) -> Any:
 
 def _write(path: Path, proto: Any) -> Path:
     """Write a graph whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.whole(path) as file:
+        file.write(proto.SerializeToString(deterministic=True))
     return path
 
 

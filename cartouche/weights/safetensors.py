@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+import math
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from cartouche.config import CartoucheError
+from cartouche import files
+from cartouche.config import CartoucheError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,11 @@ NAMES = {
     "bool": "BOOL",
 }
 PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80", b"\x93NUMPY")  # torch's zip, a bare pickle, an array that may hold objects
+HEADER_BYTES = 100_000_000  # the format's own limit
+MOST_TENSORS = 100_000  # the largest published shards have a few thousand
+MOST_AXES = 16
+LARGEST = 2**56  # numbers in a tensor, so that the bytes can be counted
 ALIGNMENT = 64  # so that a graph's external data and memory maps start on a cache line
 
 
@@ -48,40 +53,29 @@ class Entry(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def numbers(self) -> int:
+        """How many it holds."""
+        return math.prod(self.shape)
+
 
 def write(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> str:
     """Create `path` with these tensors (torch or numpy), synced to the disk; returns the file's sha256.
 
     No rename: this is for a file in a folder that is itself renamed later. Elsewhere use `save`.
     """
-    digest = hashlib.sha256()
-    with open(path, "xb") as file:
-        for piece in _pieces(tensors, metadata or {}):
-            file.write(piece)
-            digest.update(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
+    with files.created(path) as file:
+        return put(file, tensors, metadata or {})
 
 
 def save(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> str:
-    """Write `path` whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
+    """Write `path` whole or not at all; returns the file's sha256.
 
-    The file gets the ordinary mode (0666 less the umask). Returns its sha256. Raises CartoucheError for tensors that
-    the format cannot hold, OSError where the disk refuses; the old file is then untouched and no temporary is left.
+    Raises CartoucheError for tensors that the format cannot hold, OSError where the disk refuses; the old file is then
+    untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        digest = write(temporary, tensors, metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-    return digest
+    with files.whole(path) as file:
+        return put(file, tensors, metadata or {})
 
 
 def load(path: Path | str, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
@@ -89,87 +83,132 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> dict[str, torc
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = checked(path)
+    layout(path)
     try:
         return load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise CartoucheError(f"cannot read {path} as safetensors: {error}") from error
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:  # KeyError: a type torch has not
+        raise CartoucheError(f"cannot read {path} as safetensors: {shown(error)}") from error
 
 
-def load_numpy(path: Path | str) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file as numpy arrays, without torch; bf16 is widened to float32, exactly."""
-    path = checked(path)
-    entries = layout(path)
-    kinds = {code: np.dtype(name) for name, code in NAMES.items() if name != "bfloat16"}
+def load_numpy(path: Path | str, only: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file as numpy arrays, without torch; bf16 is widened to float32, exactly.
+
+    only: the names that are wanted; those that the file lacks are left out. Without it, all of them.
+    """
+    entries = {name: entry for name, entry in layout(path).items() if only is None or name in only}
+    kinds = {code: np.dtype(name) for name, code in NAMES.items() if name != "bfloat16"} | {"BF16": np.dtype(np.uint16)}
     found = {}
     with open(path, "rb") as file:
         for name, entry in entries.items():
-            file.seek(entry.start)
-            data = file.read(entry.stop - entry.start)
-            if entry.dtype == "BF16":
-                wide = np.frombuffer(data, np.uint16).astype(np.uint32) << np.uint32(16)
-                found[name] = wide.view(np.float32).reshape(entry.shape)
-            elif entry.dtype in kinds:
-                found[name] = np.frombuffer(data, kinds[entry.dtype]).reshape(entry.shape).copy()
-            else:
+            if entry.dtype not in kinds:
                 raise CartoucheError(f"{path}: tensor {name!r} is {entry.dtype}, which numpy cannot hold")
+            file.seek(entry.start)
+            flat = np.fromfile(file, kinds[entry.dtype], math.prod(entry.shape))
+            if entry.dtype == "BF16":
+                flat = (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            found[name] = flat.reshape(entry.shape)
     return found
 
 
-def layout(path: Path | str) -> dict[str, Entry]:
-    """Name -> where the tensor lies. The file is validated whole by the library first."""
-    from safetensors import SafetensorError, safe_open
+def mapped(path: Path | str) -> dict[str, np.ndarray]:
+    """The float32, float16 and bf16 tensors of a file, mapped from the disk, not read; bf16 as its bits, in uint16."""
+    kinds = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+    entries = layout(path)
+    whole = np.memmap(path, np.uint8, "c")  # openvino wants memory that can be written; it would be this process's own
+    known = {name: entry for name, entry in entries.items() if entry.dtype in kinds}
+    return {name: np.ndarray(one.shape, kinds[one.dtype], whole, one.start) for name, one in known.items()}
 
-    path = checked(path)
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CartoucheError(f"cannot read {path} as safetensors: {error}") from error
-    header.pop("__metadata__", None)
-    base = 8 + length
-    return {
-        name: Entry(one["dtype"], tuple(one["shape"]), base + one["data_offsets"][0], base + one["data_offsets"][1])
-        for name, one in header.items()
-    }
+
+def layout(path: Path | str) -> dict[str, Entry]:
+    """Name -> where the tensor lies. Raises CartoucheError for a file that is not safetensors to the last byte."""
+    return _opened(path)[0]
 
 
 def metadata(path: Path | str) -> dict[str, str]:
     """The text that was stored with the tensors."""
+    return _opened(path)[1]
+
+
+def checked(path: Path | str) -> Path:
+    """The path, if it is a file that may be safetensors, and not a pickle under any name; CartoucheError otherwise."""
+    path = Path(path)
+    if not path.is_file():
+        raise CartoucheError(f"no weights at {path}; wanted a .safetensors file")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CartoucheError(f"cannot read {path}: {error.strerror or error}") from error
+    if path.suffix.lower() in PICKLED or (start[8:] != b"{" and start.startswith(PICKLE_STARTS)):
+        raise CartoucheError(
+            f"{path} is a pickle, which can run code when opened; wanted a .safetensors file: "
+            "make one with `cartouche weights convert`"
+        )
+    if start[8:] != b"{":
+        raise CartoucheError(f"{path} is not a safetensors file: its header does not begin with {{")
+    return path
+
+
+def _opened(path: Path | str) -> tuple[dict[str, Entry], dict[str, str]]:
+    """What a file's header says, once it is known that the file keeps to the format."""
     from safetensors import SafetensorError, safe_open
 
     path = checked(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CartoucheError(f"cannot read {path} as safetensors: {error}") from error
+        header, base = _header(path)
+        with safe_open(path, framework="numpy"):  # the library checks every type, shape and place
+            pass
+        said = json.loads(header, object_pairs_hook=_without_twins)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CartoucheError(f"cannot read {path} as safetensors: {shown(error)}") from error
+    text = dict(said.pop("__metadata__", None) or {})
+    entries = {name: _entry(one, base) for name, one in said.items()}
+    _check_entries(path, entries)
+    return entries, text
 
 
-def checked(path: Path | str) -> Path:
-    """The path, if it is a file that is not a pickle under any name; CartoucheError otherwise."""
-    path = Path(path)
-    if not path.is_file():
-        raise CartoucheError(f"no weights at {path}; wanted a .safetensors file")
+def _header(path: Path) -> tuple[bytes, int]:
+    """The JSON of a header and where the numbers begin. Raises ValueError before reading what no model has."""
     with open(path, "rb") as file:
-        start = file.read(10)
-    if path.suffix.lower() in PICKLED or (start[8:9] != b"{" and start[:1] in (b"P", b"\x80")):
-        raise CartoucheError(f"{path} is a pickle, which can run code when opened; wanted a .safetensors file")
-    return path
+        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if length > min(HEADER_BYTES, size - 8):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        header = file.read(length)
+    if (count := header.count(b"{") - 1) > MOST_TENSORS:
+        raise ValueError(f"{count:,} tensors; wanted {MOST_TENSORS:,} at most")
+    return header, 8 + length
 
 
-def sync_folder(folder: Path | str) -> None:
-    """Make the names inside a folder durable (after a rename). Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _entry(said: Mapping[str, Any], base: int) -> Entry:
+    start, stop = said["data_offsets"]
+    return Entry(said["dtype"], tuple(said["shape"]), base + start, base + stop)
+
+
+def _check_entries(path: Path, entries: Mapping[str, Entry]) -> None:
+    """What the library lets pass: shapes that no array can have, and tensors of no numbers in one place."""
+    places = set()
+    for name, one in entries.items():
+        if len(one.shape) > MOST_AXES or math.prod(size or 1 for size in one.shape) > LARGEST:
+            raise CartoucheError(f"{path}: tensor {shown(name)!r} has a shape that no array can have")
+        if (one.start, one.stop) in places and one.shape != (0,):  # files mark things by names alone: v_pred, ztsnr
+            raise CartoucheError(f"{path}: tensor {shown(name)!r} lies where another one lies")
+        places.add((one.start, one.stop))
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def put(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    """Write a whole safetensors file into an open one; returns the sha256 of what was written."""
+    digest = hashlib.sha256()
+    for piece in _pieces(tensors, metadata):
+        file.write(piece)
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _pieces(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
@@ -177,6 +216,8 @@ def _pieces(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     described = {name: _describe(name, one) for name, one in tensors.items()}
     order = sorted(tensors, key=lambda name: (-described[name][2], name))
+    if len(empty := [name for name in order if 0 in described[name][1]]) > 1:
+        raise CartoucheError(f"tensors {empty[0]!r} and {empty[1]!r} hold no number; at most one such can be stored")
     offset = 0
     for name in order:
         kind, shape, width = described[name]

@@ -1,24 +1,18 @@
-"""The command: `cartouche draw PROMPT`, `redraw FILE`, `train RECIPE`, `weights export FOLDER`.
-
-Results go to stdout (paths, or JSON lines with --json), everything else to stderr. An error is one line and exit code
-2. Nothing heavy is imported before it is known that there is something to draw.
-"""
+"""`cartouche draw PROMPT` and `cartouche redraw FILE`: what was asked, where it goes, what is written."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cartouche.cli.app import Engine, Force, Json, Model, Out, Preview, app
+from cartouche.cli.screen import Screen
 from cartouche.config import CartoucheError
 
 if TYPE_CHECKING:
@@ -26,35 +20,34 @@ if TYPE_CHECKING:
 
     from cartouche.draw.paint import Picture, Step
 
-app = typer.Typer(help="Draws pictures from words.", add_completion=False, pretty_exceptions_enable=False)
-weights_app = typer.Typer(help="Model folders.")
-app.add_typer(weights_app, name="weights")
-
 Prompt = Annotated[str, typer.Argument(help="What to draw, in English or French.", show_default=False)]
 Negative = Annotated[str, typer.Option(help="What to keep away from.", show_default=False)]
 Guidance = Annotated[float | None, typer.Option(help="How strongly to follow the prompt: 1 is neutral, 0 ignores it.")]
 Steps = Annotated[int | None, typer.Option(help="Steps from noise to picture.")]
-Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim, euler, euler_a, heun or dpmpp_2m.")]
+Sampler = Annotated[str | None, typer.Option(help="ddpm, ddim, euler, euler_a, heun, dpmpp_2m or pndm.")]
 Seed = Annotated[int | None, typer.Option(help="A seed is one picture; without it, one is chosen.")]
 Count = Annotated[int, typer.Option(help="How many pictures of this seed.", min=1, max=10_000)]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, as 128 or 96x128; without it, the model's own.")]
-Model = Annotated[Path | None, typer.Option(metavar="FOLDER", help="A diffusers-layout folder to draw with.")]
-Out = Annotated[Path | None, typer.Option(help="NAME.png or a folder; without it, a name made from the prompt.")]
+Into = Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to draw into.")]
+Mask = Annotated[Path | None, typer.Option(metavar="FILE", help="What of it is painted: white, or transparent.")]
+Strength = Annotated[float | None, typer.Option(help="How much of it is new: 0 nothing, 1 everything.")]
+Interval = Annotated[
+    str | None,
+    typer.Option("--guidance-interval", metavar="LOW-HIGH", help="Guide only at these shares of noise: 0.2-0.8."),
+]
+ClipSkip = Annotated[int | None, typer.Option(help="How many layers of the text tower earlier its states are taken.")]
+CacheInterval = Annotated[
+    int | None, typer.Option(help="Compute the deep part of the U-Net every so many steps (torch).")
+]
+Tiled = Annotated[bool, typer.Option("--tiled", help="Decode a large picture by tiles, in less memory.")]
+Vae = Annotated[Path | None, typer.Option(metavar="VAE", help="Another autoencoder: a folder or a .safetensors file.")]
+Prediction = Annotated[str | None, typer.Option(help="What a file's U-Net predicts: epsilon or v_prediction.")]
+Lora = Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA to draw with; several may be.")]
+Embedding = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A learned word; several may be.")]
 Grid = Annotated[bool, typer.Option("--grid", help="Also write one sheet with all pictures.")]
 FilmStrip = Annotated[str | None, typer.Option(metavar="STEPS", help="Also write how it came about: 8, or 1,2,5,20.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout: a line for each step and each file.")]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Leave the recipe out of the files.")]
-Force = Annotated[bool, typer.Option("--force", help="Write over files that exist.")]
-Engine = Annotated[str | None, typer.Option(help="auto, openvino or torch.")]
-Preview = Annotated[bool | None, typer.Option(help="Show pictures in the terminal, where it has the colours.")]
 Drawn = Annotated[Path, typer.Argument(metavar="FILE", help="A picture that carries its recipe.", show_default=False)]
-TrainRecipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A .py file, or the name of one in recipes/.")]
-Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Settings to change.")]
-ModelFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A diffusers-layout folder.", show_default=False)]
-
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-EXTRAS = {"torch": "torch", "onnx": "train", "onnxscript": "train", "onnx_ir": "train"}
-"""Which extra brings a package that drawing does without."""
 
 
 @app.command()
@@ -67,7 +60,18 @@ def draw(
     seed: Seed = None,
     count: Count = 1,
     size: Size = None,
+    image: Into = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    interval: Interval = None,
+    clip_skip: ClipSkip = None,
+    cache_interval: CacheInterval = None,
+    tiled: Tiled = False,
     model: Model = None,
+    vae: Vae = None,
+    prediction: Prediction = None,
+    lora: Lora = None,
+    embedding: Embedding = None,
     out: Out = None,
     grid: Grid = False,
     film_strip: FilmStrip = None,
@@ -90,9 +94,17 @@ def draw(
         seed=seed,
         count=count,
         size=parse_size(size),
+        image=image,
+        mask=mask,
+        strength=strength,
+        guidance_interval=parse_interval(interval),
+        clip_skip=clip_skip,
+        cache_interval=cache_interval,
+        tiled=tiled,
     )
+    opening: dict[str, Any] = {"vae": vae, "prediction": prediction, "embeddings": embedding or []}
     with Screen(as_json, preview) as screen:
-        painter = cartouche.load(model, engine or "auto")
+        painter = cartouche.load(model, engine or "auto", loras=parse_loras(lora or []), **opening)
         pictures, moments = watch(painter.trace(prompt, **settings), screen, film_strip)
     save(dict(zip(names, pictures, strict=True)), sheets, moments, screen, metadata=not no_metadata, force=force)
 
@@ -100,7 +112,12 @@ def draw(
 @app.command()
 def redraw(
     file: Drawn,
+    image: Into = None,
+    mask: Mask = None,
     model: Model = None,
+    vae: Vae = None,
+    lora: Lora = None,
+    embedding: Embedding = None,
     out: Out = None,
     as_json: Json = False,
     force: Force = False,
@@ -116,10 +133,10 @@ def redraw(
     if out is not None:
         places(out, recipe.prompt, recipe.seed, 1, {}, force)
     with Screen(as_json, preview) as screen:
-        painter = cartouche.load(model, engine or recipe.engine)
-        if painter.net("unet").precision != recipe.precision:
-            painter = cartouche.load(model, engine or recipe.engine, precision=recipe.precision)
-        picture = painter.redraw(recipe)
+        loras = parse_loras(lora or [], [used.weight for used in recipe.adapters if used.kind == "lora"])
+        options: dict[str, Any] = {"precision": recipe.precision, "loras": loras, "embeddings": embedding or []}
+        options |= {"vae": vae, "prediction": recipe.prediction or None}
+        picture = cartouche.load(model, engine or recipe.engine, **options).redraw(recipe, image, mask)
     if out is not None:
         names, sheets = places(out, recipe.prompt, recipe.seed, 1, {}, force)
         save({names[0]: picture}, sheets, [], screen, metadata=True, force=force)
@@ -127,72 +144,6 @@ def redraw(
     same = f"{file}: the same pixels" if not differ else f"{file}: {differ} pixels differ, by at most {largest} of 255"
     screen.say(same, event="redraw", path=str(file), same=differ == 0, differ=differ, largest=largest)
     return 1 if differ else 0
-
-
-@app.command()
-def train(recipe: TrainRecipe, changes: Changes = None) -> int:
-    """Train a net by a recipe; the same command goes on where the last one stopped. Ctrl-C saves and leaves."""
-    from cartouche.train.run import train as run
-
-    return run(recipe, changes or [])
-
-
-@weights_app.command()
-def export(folder: ModelFolder) -> None:
-    """Write the graphs with which a folder draws without torch, beside its weights."""
-    from cartouche.weights.graph import export as write
-
-    for path in write(folder):
-        sys.stdout.write(f"{path}\n")
-
-
-def _say_version(wanted: bool) -> None:
-    import cartouche
-
-    if wanted:
-        sys.stdout.write(f"cartouche {cartouche.__version__}\n")
-        raise typer.Exit
-
-
-Version = Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_say_version)]
-
-
-@app.callback()
-def options(version: Version = False) -> None:
-    """Draws pictures from words."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 (redrawn otherwise), 2 (an error, said in one line) or 130 (Ctrl-C)."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path in other letters
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return int(app(arguments or ["--help"], prog_name="cartouche", standalone_mode=False) or 0)
-    except UsageError as error:
-        return _complain(error.format_message())  # type: ignore[attr-defined]
-    except CartoucheError as error:
-        return _complain(str(error))
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
-            raise
-        extra = EXTRAS[error.name]
-        return _complain(f"this needs {error.name}, which is not installed; pip install 'cartouche-ai[{extra}]'")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody listens: Python need not say so again
-        return 1
-    except OSError as error:
-        return _complain(f"{error.filename or 'the system'}: {error.strerror or error}")
-    except MemoryError:
-        return _complain("out of memory; choose a smaller --size or --count")
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
-
-
-def _complain(message: str) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    return 2
 
 
 # what was asked
@@ -216,6 +167,28 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if width * height > MAX_PIXELS:
         raise CartoucheError(f"--size {text} is {width * height:,} pixels; choose at most {MAX_PIXELS:,}")
     return width, height
+
+
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """(low, high) from "0.2-0.8"."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", text)
+    if found is None:
+        raise CartoucheError(
+            f"--guidance-interval {text} is no interval; write LOW-HIGH, shares of noise as in 0.2-0.8"
+        )
+    return float(found[1]), float(found[2])
+
+
+def parse_loras(texts: Sequence[str], weights: Sequence[float] = ()) -> list[tuple[Path, float]]:
+    """Files and their weights from FILE or FILE:WEIGHT; one without takes its place's of `weights`, or 1."""
+    found = []
+    for i, text in enumerate(texts):
+        match = re.fullmatch(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+))", text, re.DOTALL)
+        usual = weights[i] if i < len(weights) else 1.0
+        found.append((Path(match[1]), float(match[2])) if match else (Path(text), usual))
+    return found
 
 
 def chosen_steps(text: str, total: int) -> set[int]:
@@ -261,59 +234,7 @@ def _words(prompt: str, longest: int = 48) -> str:
     return re.sub(r"\W+", "-", prompt.lower())[:longest].strip("-") or "picture"
 
 
-# what is seen
-
-
-class Screen:
-    """What a person sees: a bar and pictures on a terminal, notes, paths; or JSON lines, for a program."""
-
-    def __init__(self, as_json: bool, preview: bool | None) -> None:
-        self.as_json = as_json
-        colours = os.environ.get("COLORTERM") in ("truecolor", "24bit") and "NO_COLOR" not in os.environ
-        self.shows = not as_json and (sys.stderr.isatty() and colours if preview is None else preview)
-        self._bar: Any = None
-
-    def __enter__(self) -> Screen:
-        """While inside there is a bar, and warnings are kept for the end."""
-        from cartouche.draw.paint import CutWarning
-
-        self._caught = warnings.catch_warnings(record=True)
-        self._warnings = self._caught.__enter__()
-        warnings.simplefilter("always", CutWarning)
-        if sys.stderr.isatty() and not self.as_json:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("drawing", total=None)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._caught.__exit__(None, None, None)
-        for one in self._warnings or []:
-            sys.stderr.write(f"note: {one.message}\n")
-
-    def step(self, step: Step) -> None:
-        """One finished step."""
-        if self._bar is not None:
-            self._bar.update(self._task, total=step.total, completed=step.index + 1)
-        if self.as_json:
-            self.say("", event="step", step=step.index + 1, steps=step.total)
-
-    def picture(self, pixels: np.ndarray) -> None:
-        """(H, W, 3) uint8 as coloured characters, where the terminal can."""
-        if self.shows:
-            from cartouche.images import half_blocks
-
-            sys.stderr.write(f"{half_blocks(pixels)}\n")
-
-    def say(self, text: str, **event: Any) -> None:
-        """A result: the text, or the event as JSON."""
-        sys.stdout.write(f"{json.dumps(event) if self.as_json else text}\n")
-        sys.stdout.flush()
+# what is made of it
 
 
 def watch(trace: Iterator[Step], screen: Screen, film_strip: str | None) -> tuple[list[Picture], list[np.ndarray]]:

@@ -1,0 +1,65 @@
+"""Binding: CLIP told to mind the small things, with hard negatives or, for comparison, without.
+
+    cartouche train recipes/binding.py pack=FOLDER hard=true out=runs/binding-hard
+    cartouche train recipes/binding.py pack=FOLDER hard=false out=runs/binding-plain
+
+Both see the same pictures and captions in the same order; benchmarks/binding.py compares them. One core (AMD EPYC,
+bf16): 45 pictures/s with three negatives each.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import CLIP, PACK, scenes
+from torch import nn
+
+from cartouche.data.negatives import Negatives
+from cartouche.data.scenes import Mixture
+from cartouche.nets.clip import CLIPModel
+from cartouche.text import Tokenizer
+from cartouche.train.binding import Binding, Bound
+from cartouche.train.loop import Task, TrainSettings
+from cartouche.train.stream import Source
+from cartouche.weights.folder import load_net, save_net
+
+MIXTURE = Mixture(count=(0.2, 0.4, 0.25, 0.15), same=0.3, symbols=0.0, two_tone=0.05)
+
+
+@dataclass(frozen=True)
+class BindingRecipe:
+    """hard: with hard negatives. Starts from the built-in CLIP."""
+
+    name: str = "binding"
+    pack: str = PACK
+    clip: str = CLIP
+    hard: bool = True
+    settings: TrainSettings = field(
+        default_factory=lambda: TrainSettings(
+            steps=500,
+            batch=64,
+            learning_rate=3e-4,
+            warmup=50,
+            weight_decay=0.05,
+            ema=0.99,
+            betas=(0.9, 0.98),
+            save_every=100,
+        )
+    )
+
+    def build_net(self) -> CLIPModel:
+        return load_net(self.clip)
+
+    def task(self) -> Task:
+        return Binding(self.hard)
+
+    def source(self) -> Source:
+        stream = scenes(self.pack, "train", seed=14, mixture=MIXTURE)
+        return Bound(stream, Negatives(stream.pack.of("train")), Tokenizer.load(self.clip))
+
+    def export(self, average: nn.Module, folder: Path) -> None:
+        save_net(folder, average, "float16")
+        Tokenizer.load(self.clip).save(folder)
+
+
+def settings() -> BindingRecipe:
+    return BindingRecipe()
