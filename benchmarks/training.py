@@ -31,6 +31,7 @@ from cartouche.train.loop import Clock, TrainSettings, autocast, one_step, prepa
 from cartouche.train.run import load_recipe
 from cartouche.train.stream import Batch
 from cartouche.train.tasks import Denoising
+from cartouche.weights.builtin import builtin
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "denoiser.py"
 WORDS = 40  # tokens of a caption of the built-in model
@@ -175,10 +176,10 @@ def main() -> None:
     given.add_argument("--limit", type=float, default=110.0, help="seconds a net, after which no round begins")
     a = given.parse_args()
     here = machine()
-    recipe = load_recipe(RECIPE)
+    recipe = replace(load_recipe(RECIPE), start=str(builtin()))
     settings = replace(recipe.settings, device=a.device, init_from="")
     nets = {
-        "the recipe's": (recipe.build_net().config, settings, WORDS),
+        "the recipe's": (recipe.build_net().unet.config, settings, WORDS),
         "27 M": (LARGER, replace(settings, batch=16), 16),
     }
     report: dict[str, Any] = {"machine": here, "nets": {}}
