@@ -5,9 +5,11 @@
 It needs the runs of recipes/autoencoder.py and recipes/clip.py beside its own. The first start encodes the scenes (six
 minutes on one core).
 
-Run twice on an AMD EPYC (bf16). First as it was: 147,000 pictures with AdamW. Then, from those weights, as it stands
-here: 4,200 steps of 48 on one core of two, 110 minutes at 31 images/s. Reached on the averaged weights: see
-benchmarks/results/drawing.json, and docs/journal.md for what is left to learn and how to go on.
+Run three times. On one core of an AMD EPYC (bf16): 147,000 pictures with AdamW, then 4,200 steps of 48 with Muon as it
+stands here, the text tower held. On one core of an Intel Xeon (AMX), from those weights: 1,740 steps of 96 with the
+text tower (start=FOLDER steps=1740 cooldown=990 batch=96, text_rate 0.25 at first, 0.75 from step 460), 85 minutes at
+33 images/s. Reached on the averaged weights: see benchmarks/results/drawing.json, and docs/journal.md for what is left
+to learn and how to go on.
 """
 
 import json
