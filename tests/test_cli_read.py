@@ -314,3 +314,10 @@ def test_another_model_cannot_search_an_index_and_is_told_what_to_type(cartouche
         assert code == 2 and f"`cartouche index {photos} --force`" in err
     assert cartouche("index", photos, "--force", folder=other)[0] == 0
     assert cartouche("search", "cat", "--in", photos, folder=other)[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--labels", "--find"])
+def test_a_list_without_a_name_is_refused(cartouche, told, option):
+    photo("a.png")
+    code, out, err = cartouche("read", "a.png", option, " , ")
+    assert (code, out) == (2, "") and "no name" in err and "cat,dog" in err

@@ -79,8 +79,11 @@ def read(
 
 
 def listed(names: str) -> tuple[str, ...]:
-    """The names of a list with commas, each once."""
-    return tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    """The names of a list with commas, each once. Raises CartoucheError for a list that has none."""
+    found = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if names and not found:
+        raise CartoucheError(f'no name in "{names}"; write names as "cat,dog"')
+    return found
 
 
 def chosen(files: Sequence[str]) -> Iterator[str]:

@@ -47,12 +47,24 @@ class Precision:
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of every pair: corners (N, 4) and (M, 4) to (N, M); 0 where both are empty."""
+    both, first, second = _areas(a, b)
+    union = first + second - both
+    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+
+
+def overlap_coefficient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over the smaller of every pair: corners (N, 4) and (M, 4) to (N, M); 0 where one is empty."""
+    both, first, second = _areas(a, b)
+    smaller = np.minimum(first, second)
+    return np.divide(both, smaller, out=np.zeros_like(both), where=smaller > 0)
+
+
+def _areas(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every pair the area of the intersection (N, M), and each one's own, (N, 1) and (1, M)."""
     a, b = (np.asarray(one, float).reshape(-1, 4) for one in (a, b))
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = (high - low).clip(0).prod(-1)
-    areas = [(one[:, 2:] - one[:, :2]).clip(0).prod(-1) for one in (a, b)]
-    union = areas[0][:, None] + areas[1][None] - both
-    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+    first, second = ((one[:, 2:] - one[:, :2]).clip(0).prod(-1) for one in (a, b))
+    return (high - low).clip(0).prod(-1), first[:, None], second[None]
 
 
 def average_precision(

@@ -13,8 +13,6 @@ from cartouche.device import processor_flags
 from cartouche.nets.blocks import GroupNorm
 
 ROWS = 256  # queries taken at a time on a CPU, so that the table of weights stays in its cache
-FUSED_IS_FAST = "amx_bf16" in processor_flags()
-"""With matrix units torch's fused form is the faster one in bfloat16: 143 ms against 641 for 4,096 queries and keys."""
 FEW = 128  # keys, as those of a prompt: the fused form is as fast for them, but for its backward pass
 
 
@@ -24,10 +22,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     q: (B, heads, N, D); k, v: (B, heads, M, D); mask: added to the (N, M) products, or None. Returns (B, heads, N, D).
     """
     mask = None if mask is None else mask.to(q.dtype)
-    fused_is_slow = torch.is_grad_enabled() or (k.shape[-2] >= FEW and not FUSED_IS_FAST)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and fused_is_slow:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and _fused_is_slow(k.shape[-2]):
         return _two_products(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _fused_is_slow(keys: int) -> bool:
+    """Whether torch's fused form loses in bfloat16 on this CPU: its backward pass does; forwards, where there are many
+    keys and no matrix units to do them on (docs/journal.md has the times)."""
+    return torch.is_grad_enabled() or (keys >= FEW and "amx_bf16" not in processor_flags())
 
 
 def _two_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ boxes that lie on each other only the surest stays, so an object is found once, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -186,10 +186,18 @@ def _objects(
     ]
 
 
-def apart(corners: np.ndarray, scores: np.ndarray, overlap: float = OVERLAP) -> list[int]:
-    """Non-maximum suppression: indices of boxes (N, 4), the surest first, none lying on a surer one that is kept."""
+def apart(
+    corners: np.ndarray,
+    scores: np.ndarray,
+    overlap: float = OVERLAP,
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray] = iou,
+) -> list[int]:
+    """Non-maximum suppression: indices of boxes (N, 4), the surest first, none lying on a surer one that is kept.
+
+    Two lie on each other where `measure`, one of metrics/boxes.py, is above `overlap`.
+    """
     order = np.argsort(-scores, kind="stable").tolist()
-    shared = iou(corners, corners)
+    shared = measure(corners, corners)
     kept: list[int] = []
     for i in order:
         if all(shared[i, j] <= overlap for j in kept):

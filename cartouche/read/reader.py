@@ -126,6 +126,16 @@ class Reader:
         """A sentence about each picture. See `teller`."""
         return self.teller.caption(pictures, language)
 
+    def told(self, pictures: np.ndarray, language: str = "en") -> list[tuple[Said, dict[str, Any]]]:
+        """A sentence and the scene of each picture, which is looked at once where it is recalled."""
+        if self.recaller is None:
+            captions, scenes = self.describer.caption(pictures, language), self.describer.scenes(pictures)
+            return list(zip(captions, scenes, strict=True))
+        from cartouche.read import recall
+
+        readings = self.recaller.read(pictures)
+        return [(recall.said(one, language), recall.told(one, pictures.shape[2:])) for one in readings]
+
     def ask(self, picture: np.ndarray, question: str, examples: Sequence[Example] = (), language: str = "en") -> Said:
         """The answer to a question about one picture, (1, 3, H, W), perhaps after examples.
 

@@ -18,14 +18,15 @@ import numpy as np
 from PIL import Image
 
 from cartouche import images
-from cartouche.config import CartoucheError
+from cartouche.config import CartoucheError, unknown
 from cartouche.data import palette
 from cartouche.data.answers import answer, families
 from cartouche.data.captions import FULL, LANGUAGES, STYLES, caption
 from cartouche.data.dialogue import MOST_OBJECTS, described
 from cartouche.data.scenes import Background, Placed, Scene, rng_of
+from cartouche.metrics.boxes import overlap_coefficient
 from cartouche.read.describe import Said, settled
-from cartouche.read.locate import Found, Locator
+from cartouche.read.locate import Found, Locator, apart
 from cartouche.read.match import batches
 from cartouche.read.memory import Look, Memory, Recalled
 
@@ -50,6 +51,18 @@ class Thing(NamedTuple):
     box: tuple[float, float, float, float]
     mask: np.ndarray
     recalled: Recalled
+
+
+class Reading(NamedTuple):
+    """A picture as a scene, measured in UNITS; and how sure the name of each of its objects is, 0 to 1."""
+
+    scene: Scene
+    sure: tuple[float, ...]
+
+    @property
+    def confidence(self) -> float:
+        """The mean over its objects; 0 where there are none."""
+        return float(np.mean(self.sure)) if self.sure else 0.0
 
 
 class Ground(NamedTuple):
@@ -84,13 +97,14 @@ class Recaller:
 
     def knows(self, query: str, language: str) -> tuple[str, str] | None:
         """The family and the colour, "" for any, of a query such as "red apple"; None where no such name is known."""
-        known, words = self._families(language), query.lower().split()
-        if " ".join(words) in known:
-            return known[" ".join(words)], ""
-        first, last = ((0, slice(1, None)) if language == "en" else (-1, slice(None, -1))) if words else (0, slice(0))
-        colours = {one.name if language == "en" else one.nom: one.name for one in palette.COLOURS.values()}
-        name = " ".join(words[last])
-        return (known[name], colours[words[first]]) if name in known and words[first] in colours else None
+        known, text = self._families(language), " ".join(query.lower().split())
+        if text in known:
+            return known[text], ""
+        for colour in palette.COLOURS.values():
+            name = text.removeprefix(f"{colour.name} ") if language == "en" else text.removesuffix(f" {colour.nom}")
+            if name != text and name in known:
+                return known[name], colour.name
+        return None
 
     def find(
         self, pictures: Sequence[np.ndarray], queries: Sequence[str], threshold: float | None, language: str
@@ -107,21 +121,14 @@ class Recaller:
             found.append(here)
         return found
 
-    def scene(self, pixels: np.ndarray) -> tuple[Scene, list[float]]:
-        """A picture (H, W, 3) uint8 as a scene of MOST_OBJECTS things at most, and how sure each one's name is."""
-        pixels = _shrunk(pixels)
-        (things,) = self.look([pixels])
-        things = things[:MOST_OBJECTS]
-        height, width = pixels.shape[:2]
-        unit = np.array([UNITS / width, UNITS / height] * 2)
-        placed = tuple(_placed(one, np.rint(np.array(one.box) * unit).astype(int), pixels) for one in things)
-        votes = {style: sum(o.recalled.sure for o in things if o.recalled.drawing.style == style) for style in STYLES}
-        style = max(votes, key=lambda one: votes[one])
-        return Scene(UNITS, style, ground(pixels).background, placed), [one.recalled.sure for one in things]
+    def read(self, pictures: np.ndarray) -> list[Reading]:
+        """Pictures (B, 3, H, W) in [-1, 1] as scenes of MOST_OBJECTS things at most."""
+        seen = [_shrunk(one) for one in images.to_uint8(pictures)]
+        return [_reading(one, things[:MOST_OBJECTS]) for one, things in zip(seen, self.look(seen), strict=True)]
 
     def caption(self, pictures: np.ndarray, language: str = "en") -> list[Said]:
         """What stands in each picture, (B, 3, H, W) in [-1, 1], in one sentence."""
-        return [_said(*self.scene(one), language) for one in images.to_uint8(pictures)]
+        return [said(one, language) for one in self.read(pictures)]
 
     def answers(self, pictures: np.ndarray, questions: Sequence[str], language: str = "en") -> list[Said]:
         """The answer to a question about each picture, (B, 3, H, W) in [-1, 1]: of the forms of data/questions.py.
@@ -129,26 +136,14 @@ class Recaller:
         "" where a question has another form, or a name that is not remembered.
         """
         told = []
-        for one, question in zip(images.to_uint8(pictures), questions, strict=True):
-            scene, sure = self.scene(one)
-            said = answer(question, scene, language, self._families(language))
-            told.append(Said(said or "", _mean(sure) if said else 0.0))
+        for one, question in zip(self.read(pictures), questions, strict=True):
+            text = answer(question, one.scene, language, self._families(language))
+            told.append(Said(text, one.confidence) if text else Said("", 0.0))
         return told
 
     def scenes(self, pictures: np.ndarray) -> list[dict[str, Any]]:
-        """What is in each picture, (B, 3, H, W) in [-1, 1], as `Describer.scenes` tells it.
-
-        Each of the objects has a confidence of its own beside that of the whole.
-        """
-        told = []
-        for one in images.to_uint8(pictures):
-            scene, sure = self.scene(one)
-            said = settled(described(scene), one.shape[:2]) | {"confidence": _mean(sure)}
-            for thing in said["objects"]:
-                named = [p.drawing.name_en.lower() == thing["name"] for p in scene.objects]
-                thing["confidence"] = _mean([s for s, same in zip(sure, named, strict=True) if same])
-            told.append(said)
-        return told
+        """What is in each picture, (B, 3, H, W) in [-1, 1]: see `told`."""
+        return [told(one, pictures.shape[2:]) for one in self.read(pictures)]
 
     def _things(self, pixels: np.ndarray, boxes: np.ndarray, scores: np.ndarray, least: float) -> list[Thing]:
         """The things of one picture: boxes (P, 4) in 0..1, and scores (P,) of the name that fits each best."""
@@ -160,7 +155,8 @@ class Recaller:
         full = [i for i, one in enumerate(fitted) if one is not None]
         tight = np.array([fitted[i] for i in full], int).reshape(-1, 4)
         sure = scores[likely[full]]
-        return [self._thing(pixels, below, tight[i], float(sure[i])) for i in _alone(tight, sure)]
+        kept = apart(tight, sure, OVERLAP, overlap_coefficient)  # things never overlap: none within or around another
+        return [self._thing(pixels, below, tight[i], float(sure[i])) for i in kept]
 
     def _thing(self, pixels: np.ndarray, below: Ground, box: np.ndarray, score: float) -> Thing:
         x0, y0, x1, y1 = box.tolist()
@@ -249,20 +245,6 @@ def _fitted(corners: np.ndarray, solid: np.ndarray) -> tuple[int, int, int, int]
     return x0, y0, x1, y1
 
 
-def _alone(boxes: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Indices of boxes (N, 4), the surest first, that hardly overlap: things never do, so one within another, or one
-    around several, is none."""
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1) / np.maximum(np.minimum(areas[:, None], areas[None]), 1)
-    kept: list[int] = []
-    for i in np.argsort(-scores, kind="stable").tolist():
-        if all(shared[i, j] <= OVERLAP for j in kept):
-            kept.append(i)
-    return kept
-
-
 def _in_one_ink(colour: np.ndarray, plain: np.ndarray) -> tuple[Look, ...]:
     """A thing of one colour as if it were drawn in black, as line drawings are remembered; nothing for any other.
 
@@ -293,14 +275,34 @@ def _colour(thing: Thing, pixels: np.ndarray) -> str:
     return palette.nearest(_middle(pixels[thing.mask])) if thing.mask.any() else ""
 
 
-def _mean(sure: Sequence[float]) -> float:
-    return float(np.mean(sure)) if sure else 0.0
+def _reading(pixels: np.ndarray, things: Sequence[Thing]) -> Reading:
+    """The things of a picture (H, W, 3) uint8 as a scene; its style is the one that the surest of them speak for."""
+    height, width = pixels.shape[:2]
+    unit = np.array([UNITS / width, UNITS / height] * 2)
+    placed = tuple(_placed(one, np.rint(np.array(one.box) * unit).astype(int), pixels) for one in things)
+    votes = dict.fromkeys(STYLES, 0.0)
+    for one in things:
+        votes[one.recalled.drawing.style] += one.recalled.sure
+    scene = Scene(UNITS, max(votes, key=lambda style: votes[style]), ground(pixels).background, placed)
+    return Reading(scene, tuple(one.recalled.sure for one in things))
 
 
-def _said(scene: Scene, sure: Sequence[float], language: str) -> Said:
+def said(reading: Reading, language: str) -> Said:
+    """What stands in a picture, in one sentence."""
     if language not in LANGUAGES:
-        raise CartoucheError(f"language={language!r} given; choose one of {', '.join(LANGUAGES)}")
+        raise unknown("language", language, LANGUAGES)
+    scene = reading.scene
     if scene.objects:
-        return Said(caption(scene, rng_of(0, 0), language, FULL), _mean(sure))
+        return Said(caption(scene, rng_of(0, 0), language, FULL), reading.confidence)
     colour = palette.COLOURS[scene.background.colours[0]]
     return Said(NOTHING[language].format(colour.name if language == "en" else colour.nom), 0.0)
+
+
+def told(reading: Reading, size: tuple[int, ...]) -> dict[str, Any]:
+    """What is in a picture of (H, W) pixels as `Describer.scenes` tells it; each object has a confidence of its own."""
+    scene = reading.scene
+    whole = settled(described(scene), size) | {"confidence": reading.confidence}
+    for thing in whole["objects"]:
+        named = [one.drawing.name_en.lower() == thing["name"] for one in scene.objects]
+        thing["confidence"] = float(np.mean([sure for sure, same in zip(reading.sure, named, strict=True) if same]))
+    return whole

@@ -167,9 +167,8 @@ def _describe(reader: Reader, reports: Sequence[Report], pixels: np.ndarray, wan
     """What is said of pictures of one size, (B, H, W, 3) uint8."""
     pictures = images.from_uint8(pixels)
     if wanted.describe:
-        captions, scenes = reader.teller.caption(pictures, wanted.language), reader.teller.scenes(pictures)
-        for report, caption, scene in zip(reports, captions, scenes, strict=True):
-            report.caption, report.scene = caption, scene
+        for report, one in zip(reports, reader.told(pictures, wanted.language), strict=True):
+            report.caption, report.scene = one
     if wanted.ask:
         for i, report in enumerate(reports):
             report.answer = reader.ask(pictures[i : i + 1], wanted.ask, language=wanted.language)
