@@ -58,6 +58,8 @@ def test_the_picture_is_that_of_diffusers_from_a_folder_and_from_a_single_file(m
     expected = theirs(model.pipeline)
     for path in (model.folder, model.file):
         np.testing.assert_allclose(ours(path, model.sampler), expected, atol=1e-4)
+    other = ours(model.folder, model.sampler, negative="another negative prompt")
+    assert np.abs(other - expected).max() > 1e-2  # the words matter a hundred times more than the tolerance
 
 
 def test_diffusers_opens_our_single_file_and_draws_the_same(model):

@@ -107,10 +107,10 @@ def recalled_in(held: Held, recaller: Recalls, threshold: float = FAINT) -> list
 def recalled_masks(held: Held, recaller: Recalls, threshold: float | None = None) -> dict[str, Any]:
     """mIoU as `masking` has it, of the things that are recalled by that name."""
     shared: list[float] = []
-    for first in range(0, len(held.scenes), CHUNK):
-        some = held.scenes[first : first + CHUNK]
-        for scene, seen in zip(some, recaller.look(held.pixels(first), threshold), strict=True):
-            shared += _shared(held, scene, [(one.recalled.drawing.family, one.mask) for one in seen])
+    for scene in held.scenes:
+        pixels, parts = render(held.pack, scene)
+        (seen,) = recaller.look([pixels], threshold)
+        shared += _shared(scene, parts, [(one.recalled.drawing.family, one.mask) for one in seen])
     return interval(bootstrap(np.array(shared))) | {"n": len(shared)}
 
 
@@ -186,10 +186,10 @@ def masking(held: Held, locator: Finds, threshold: float | None = None) -> dict[
     """mIoU: for each name in a scene, the pixels masked for it against all pixels of its things."""
     shared: list[float] = []
     for scene in held.scenes:
-        pixels, _ = render(held.pack, scene)
+        pixels, parts = render(held.pack, scene)
         named = {p.drawing.name_en: p.drawing.family for p in scene.objects}
         seen = locator.look([pixels], list(named), threshold, template="{}")[0]
-        shared += _shared(held, scene, [(named[one.name], one.mask) for one in seen if one.mask is not None])
+        shared += _shared(scene, parts, [(named[one.name], one.mask) for one in seen if one.mask is not None])
     return interval(bootstrap(np.array(shared))) | {"n": len(shared)}
 
 
@@ -255,9 +255,8 @@ def interval(found: Interval) -> Figure:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def _shared(held: Held, scene: Scene, said: Sequence[tuple[str, np.ndarray]]) -> list[float]:
-    """For each family in a scene, the pixels masked for it against all pixels of its things."""
-    _, parts = render(held.pack, scene)
+def _shared(scene: Scene, parts: np.ndarray, said: Sequence[tuple[str, np.ndarray]]) -> list[float]:
+    """IoU for each family in a scene of the pixels (H, W) said to be its, and all of its things' parts (n, H, W)."""
     found = []
     for family in dict.fromkeys(p.drawing.family for p in scene.objects):
         truth = np.asarray(parts[[p.drawing.family == family for p in scene.objects]].any(0))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 SURE = 0.2
-"""Nine in ten scenes of remembered drawings are recalled with more confidence than this, one in ten of others."""
+"""Below this confidence a scene is taken for one of drawings that are not remembered (docs/journal.md)."""
 
 
 class Reader:
