@@ -3,8 +3,9 @@
     cartouche train recipes/clip.py pack=FOLDER
 
 Run on one core of two (AMD EPYC, bf16), 42 minutes at 90 pairs/s beside another training: 1,000 steps, then prolonged
-to 1,650, without company (every batch of strangers). With company it has only been begun, for 110 steps. Reached on the averaged weights: recall@1 of 0.385 among 1,000 everyday captions of held-out scenes; with
-captions that leave nothing out, see benchmarks/results/clip.json.
+to 1,650, every batch of strangers. With company, as it stands here, it has only been begun (110 steps). Reached on the
+averaged weights: recall@1 of 0.385 among 1,000 everyday captions of held-out scenes; with captions that leave nothing
+out, see benchmarks/results/clip.json.
 """
 
 from dataclasses import dataclass, field, replace
