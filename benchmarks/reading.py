@@ -47,8 +47,8 @@ def recalling(pack: Pack, recaller: Recaller, split: str, count: int) -> dict[st
     return {
         "scenes": count,
         "finding": reading.finding(held, reading.recalled_in(held, recaller), recaller.threshold),
-        "mIoU": reading.recalled_masks(held, recaller),
-        "position": reading.recalled_positions(held, recaller),
+        "mIoU": reading.masking(held, reading.remembering(recaller)),
+        "position": reading.positions(held, reading.remembering(recaller)),
         "answers": reading.answering(held, recaller, per_kind=max(20, count // 20)),
         "captions": reading.captioning(held, recaller, Lexicon(pack.drawings), count // 2),
         "scenes as JSON": reading.telling(held, recaller, count // 2),
@@ -64,8 +64,8 @@ def measure(
     return {
         "scenes": count,
         "finding": reading.finding(held, found, threshold),
-        "mIoU": reading.masking(held, locator, threshold),
-        "position": reading.positions(held, locator),
+        "mIoU": reading.masking(held, reading.asking(locator, threshold)),
+        "position": reading.positions(held, reading.asking(locator, 0.0, with_masks=False)),
         "answers": reading.answering(held, describer, per_kind=max(20, count // 4)),
         "captions": reading.captioning(held, describer, Lexicon(pack.drawings), count // 2),
         "scenes as JSON": reading.telling(held, describer, count // 10),

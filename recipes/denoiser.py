@@ -2,8 +2,8 @@
 
     cartouche train recipes/denoiser.py pack=FOLDER
 
-It needs the runs of recipes/autoencoder.py and recipes/clip.py beside its own. The first start encodes the scenes (six
-minutes on one core).
+It needs the runs of recipes/autoencoder.py, recipes/clip.py and recipes/looks.py beside its own. The first start
+encodes the scenes (six minutes on one core).
 
 Run three times. On one core of an AMD EPYC (bf16): 147,000 pictures with AdamW, then 4,200 steps of 48 with Muon as it
 stands here, the text tower held. On one core of an Intel Xeon (AMX), from those weights: 1,740 steps of 96 with the
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from common import PACK, run_folder, scenes
 
+from cartouche.data.captions import Manner
 from cartouche.data.scenes import Mixture
 from cartouche.diffusion.guidance import guided
 from cartouche.diffusion.noise import NoiseSource
@@ -26,7 +27,6 @@ from cartouche.diffusion.samplers import sample as sampling
 from cartouche.diffusion.samplers import sampler
 from cartouche.diffusion.schedule import from_config
 from cartouche.measure.obedience import hundred_names
-from cartouche.nets.clip import CLIPTextModel
 from cartouche.nets.unet import UNet2DConditionModel, zero_init_residuals
 from cartouche.nets.unet_config import UNetConfig
 from cartouche.text import Tokenizer
@@ -65,6 +65,7 @@ SCHEDULER = {  # cosine, down to pure noise: a flat ground's colour survives any
     "steps_offset": 0,
 }
 MIXTURE = Mixture(count=(0.6, 0.2, 0.1, 0.1), settled=0.8)
+MANNER = Manner(style=0.9, background=0.9, colour=0.35, place=0.8, keyword=0.05)  # what is not said cannot be learned
 PROMPTS = (
     "a fox on a blue background, flat style",
     "a sunflower on a white background, 3D style",
@@ -82,7 +83,7 @@ class Denoiser:
     """scenes: how many are encoded once and trained on again and again, each with two captions.
 
     text_rate: at what share of the U-Net's rate the text tower learns. start: a model folder whose U-Net and text tower
-    are trained on, in place of new ones.
+    are trained on, in place of a new net and the tower of recipes/looks.py; text: another tower than that.
 
     favour: how many times as often the hundred names of measure/obedience.py are drawn; at 18 they are three objects in
     four: a net this small, trained this briefly, has no time for fifteen hundred (it has not learned the hundred yet).
@@ -93,6 +94,7 @@ class Denoiser:
     scenes: int = 32_768
     favour: float = 18.0
     drop: float = 0.1
+    text: str = ""
     text_rate: float = 0.25
     start: str = ""
     autoencoder: str = str(run_folder("autoencoder") / "export")
@@ -116,12 +118,11 @@ class Denoiser:
     )
 
     def build_net(self) -> Drawer:
-        if self.start:
-            folder = Path(self.start)
-            return Drawer(load_net(folder / "unet"), load_net(folder / "text_encoder"), self.text_rate)
-        net = UNet2DConditionModel(CONFIG)
-        zero_init_residuals(net)
-        return Drawer(net, text_tower(self.clip), self.text_rate)
+        net = load_net(Path(self.start) / "unet") if self.start else UNet2DConditionModel(CONFIG)
+        if not self.start:
+            zero_init_residuals(net)
+        own = Path(self.start) / "text_encoder" if self.start else run_folder("looks") / "export"
+        return Drawer(net, load_net(self.text or own), self.text_rate)
 
     def task(self) -> Task:
         self.prepare()
@@ -137,6 +138,7 @@ class Denoiser:
         stream = scenes(self.pack, "train", seed=5, mixture=MIXTURE)
         names = hundred_names(stream.composer.drawings)
         stream.composer = replace(stream.composer, favoured=names, favour=self.favour)
+        stream.manner = MANNER
         latents.compute(Path(self.cache), load_net(self.autoencoder), Tokenizer.load(self.clip), stream, self.scenes)
 
     def sample(self, average: Drawer, png: Path, step: int) -> None:
@@ -156,14 +158,6 @@ class Denoiser:
         save_net(folder / "text_encoder", average.text_encoder)
         (folder / "scheduler").mkdir(parents=True, exist_ok=True)
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))
-
-
-def text_tower(folder: str) -> CLIPTextModel:
-    """The text tower of a CLIP folder, as a net of its own."""
-    clip = load_net(folder)
-    text = CLIPTextModel(clip.config.text_config).eval()
-    text.text_model.load_state_dict(clip.text_model.state_dict())
-    return text
 
 
 def settings() -> Denoiser:

@@ -92,8 +92,9 @@ def test_a_reader_that_knows_the_truth_is_right_in_everything(pack, held, oracle
     assert figures["mAP@.5"] == figures["mAP@[.5:.95] of boxes alone"] == pytest.approx(1.0)
     assert figures["name"]["value"] == figures["count"]["value"] == 1.0
     assert figures["name"]["n"] == sum(len(scene.objects) for scene in held.scenes)
-    assert reading.positions(held, oracle)["value"] == 1.0
-    assert reading.masking(held, oracle)["value"] == 1.0
+    assert reading.positions(held, reading.asking(oracle))["value"] == 1.0
+    assert reading.masking(held, reading.asking(oracle))["value"] == 1.0
+    assert reading.masking(held, reading.asking(oracle, with_masks=False))["value"] == 0.0
     for figure in reading.telling(held, oracle, 40).values():
         assert figure["value"] == 1.0
     for figure in reading.captioning(held, oracle, Lexicon(pack.drawings)).values():

@@ -12,6 +12,7 @@ from cartouche.data.graphs import Lexicon, graph_f1, scene_graph
 from cartouche.data.scenes import Composer, Mixture, render
 from cartouche.metrics.boxes import iou
 from cartouche.metrics.masks import iou as mask_iou
+from cartouche.read import recall
 from cartouche.read.memory import Look, Memory
 from cartouche.read.recall import Recaller, ground
 
@@ -134,6 +135,15 @@ def test_a_scene_is_told_as_describers_tell_it(pack, memory, scenes):
     assert told["background"] == list(scene.background.colours) and told["split"] == scene.background.split
     assert told["style"] == scene.style and sum(one["count"] for one in told["objects"]) == 2
     assert 0 <= told["confidence"] <= 1
+
+
+def test_the_things_of_a_scene_choose_its_style_together(pack, memory, scenes):
+    pixels = render(pack, scenes[0])[0]
+    (seen,) = Recaller(Sighted(scenes[:1]), memory).look([pixels])
+    away = [{"flat": 1.0, "outline": 1.1}, {"flat": 1.0, "outline": 1.1}, {"flat": 9.0, "outline": 1.0}]
+    things = [seen[0]._replace(recalled=seen[0].recalled._replace(styles=one)) for one in away]
+    assert recall._reading(pixels, things[:2]).scene.style == "flat"
+    assert recall._reading(pixels, things).scene.style == "outline"  # though two of three are nearer to the other
 
 
 def test_the_ground_is_read_off_the_rim(pack, scenes):

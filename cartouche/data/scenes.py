@@ -180,14 +180,14 @@ def render(pack: Pack, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     masks = np.zeros((len(scene.objects), scene.size, scene.size), bool)
     for i, placed in enumerate(scene.objects):
         x0, y0, x1, y1 = placed.box
-        colour, alpha = _cutout(pack.pixels(placed.drawing), (x1 - x0, y1 - y0), placed)
+        colour, alpha = cutout(pack.pixels(placed.drawing), (x1 - x0, y1 - y0), placed)
         patch = canvas[y0:y1, x0:x1]
         patch[:] = colour + (1 - alpha) * patch  # premultiplied "over" (Porter & Duff, 1984)
         masks[i, y0:y1, x0:x1] = alpha[..., 0] > 0.5
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), masks
 
 
-def _cutout(pixels: np.ndarray, size: tuple[int, int], placed: Placed) -> tuple[np.ndarray, np.ndarray]:
+def cutout(pixels: np.ndarray, size: tuple[int, int], placed: Placed) -> tuple[np.ndarray, np.ndarray]:
     """Resize with premultiplied alpha, flip and tint: colour (h, w, 3) times alpha in 0..255, alpha (h, w, 1) in
     0..1."""
     small = (

@@ -7,9 +7,9 @@ its cases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -104,26 +104,6 @@ def recalled_in(held: Held, recaller: Recalls, threshold: float = FAINT) -> list
     return found
 
 
-def recalled_masks(held: Held, recaller: Recalls, threshold: float | None = None) -> dict[str, Any]:
-    """mIoU as `masking` has it, of the things that are recalled by that name."""
-    shared: list[float] = []
-    for scene in held.scenes:
-        pixels, parts = render(held.pack, scene)
-        (seen,) = recaller.look([pixels], threshold)
-        shared += _shared(scene, parts, [(one.recalled.drawing.family, one.mask) for one in seen])
-    return interval(bootstrap(np.array(shared))) | {"n": len(shared)}
-
-
-def recalled_positions(held: Held, recaller: Recalls) -> Figure:
-    """Positions as `positions` has them, of the two surest things that are there."""
-    right = []
-    for scene, (a, b), pixels in _pairs(held):
-        (seen,) = recaller.look([pixels])
-        first = [next((o for o in seen if o.recalled.drawing.family == p.drawing.family), None) for p in (a, b)]
-        right.append(all(first) and _holds(scene.relation(0, 1), *(one.box for one in first if one)))
-    return share(right)
-
-
 def true_boxes(held: Held) -> list[Boxes]:
     """What is there."""
     return [
@@ -170,26 +150,54 @@ def best_threshold(found: Sequence[Boxes], truth: Sequence[Boxes]) -> float:
     return float(options[(said == wanted).mean(1).argmax()])
 
 
-def positions(held: Held, locator: Finds) -> Figure:
-    """Of two different things: whether the boxes found by their names lie to each other as the things do."""
+class Spot(NamedTuple):
+    """Something seen: its family, its box, and its pixels (H, W), None where they were not asked for."""
+
+    family: str
+    box: Sequence[float]
+    mask: np.ndarray | None
+
+
+Sees = Callable[[np.ndarray, Mapping[str, str]], list[Spot]]
+"""What is seen in a picture (H, W, 3) uint8 of which the names of what is there, with their families, are known."""
+
+
+def asking(locator: Finds, threshold: float | None = None, with_masks: bool = True) -> Sees:
+    """A locator that is asked for the names of what is there."""
+
+    def sees(pixels: np.ndarray, names: Mapping[str, str]) -> list[Spot]:
+        (seen,) = locator.look([pixels], list(names), threshold, template="{}", masks=with_masks)
+        return [Spot(names[one.name], one.box, one.mask) for one in seen]
+
+    return sees
+
+
+def remembering(recaller: Recalls, threshold: float | None = None) -> Sees:
+    """A recaller, which is told nothing."""
+
+    def sees(pixels: np.ndarray, names: Mapping[str, str]) -> list[Spot]:
+        (seen,) = recaller.look([pixels], threshold)
+        return [Spot(one.recalled.drawing.family, one.box, one.mask) for one in seen]
+
+    return sees
+
+
+def positions(held: Held, sees: Sees) -> Figure:
+    """Of two different things: whether the surest boxes seen of each lie to each other as the things do."""
     right = []
     for scene, (a, b), pixels in _pairs(held):
-        names = [p.drawing.name_en for p in (a, b)]
-        seen = locator.look([pixels], names, 0.0, template="{}", masks=False)[0]
-        first = [next((one for one in seen if one.name == name), None) for name in names]
-        where = scene.relation(0, 1)
-        right.append(all(first) and _holds(where, *(one.box for one in first if one)))
+        seen = sees(pixels, _names(scene))
+        first = [next((one for one in seen if one.family == p.drawing.family), None) for p in (a, b)]
+        right.append(all(first) and _holds(scene.relation(0, 1), *(one.box for one in first if one)))
     return share(right)
 
 
-def masking(held: Held, locator: Finds, threshold: float | None = None) -> dict[str, Any]:
-    """mIoU: for each name in a scene, the pixels masked for it against all pixels of its things."""
+def masking(held: Held, sees: Sees) -> dict[str, Any]:
+    """mIoU: for each family in a scene, the pixels seen of it against all pixels of its things."""
     shared: list[float] = []
     for scene in held.scenes:
         pixels, parts = render(held.pack, scene)
-        named = {p.drawing.name_en: p.drawing.family for p in scene.objects}
-        seen = locator.look([pixels], list(named), threshold, template="{}")[0]
-        shared += _shared(scene, parts, [(named[one.name], one.mask) for one in seen if one.mask is not None])
+        shared += _shared(scene, parts, sees(pixels, _names(scene)))
     return interval(bootstrap(np.array(shared))) | {"n": len(shared)}
 
 
@@ -255,12 +263,18 @@ def interval(found: Interval) -> Figure:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def _shared(scene: Scene, parts: np.ndarray, said: Sequence[tuple[str, np.ndarray]]) -> list[float]:
-    """IoU for each family in a scene of the pixels (H, W) said to be its, and all of its things' parts (n, H, W)."""
+def _names(scene: Scene) -> dict[str, str]:
+    """The names of what is there, with their families."""
+    return {p.drawing.name_en: p.drawing.family for p in scene.objects}
+
+
+def _shared(scene: Scene, parts: np.ndarray, said: Sequence[Spot]) -> list[float]:
+    """IoU for each family in a scene of the pixels seen of it, and all of its things' parts (n, H, W)."""
     found = []
     for family in dict.fromkeys(p.drawing.family for p in scene.objects):
         truth = np.asarray(parts[[p.drawing.family == family for p in scene.objects]].any(0))
-        all_said = np.any([mask for name, mask in said if name == family] or [np.zeros_like(truth)], axis=0)
+        said_there = [one.mask for one in said if one.family == family and one.mask is not None]
+        all_said = np.any(said_there or [np.zeros_like(truth)], axis=0)
         found.append(float(masks.iou(all_said[None], truth[None])[0, 0]))
     return found
 

@@ -9,7 +9,7 @@ has seen once it knows by name and style, and of what it has never seen it knows
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,12 +44,14 @@ class Recalled(NamedTuple):
     """The drawing that a thing is nearest to; mirrored or not; and how sure that is.
 
     sure: 0 to 1, by how much nearer it is than any drawing of another family (the ratio test of Lowe 2004, section
-    7.1): 0 where another is as near, 1 where it is the very picture.
+    7.1): 0 where another is as near, 1 where it is the very picture. styles: how far the nearest drawing of every style
+    is, which several things of one style have a say in together.
     """
 
     drawing: Drawing
     mirrored: bool
     sure: float
+    styles: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,30 @@ class Memory:
         return self.codes.astype(np.float32) * self.scale
 
     @cached_property
+    def _styles(self) -> dict[str, np.ndarray]:
+        """The numbers of the drawings of every style."""
+        styles = np.array([one.style for one in self.drawings])
+        return {style: np.flatnonzero(styles == style) for style in dict.fromkeys(styles.tolist())}
+
+    @cached_property
     def _families(self) -> np.ndarray:
         numbers: dict[str, int] = {}
         return np.array([numbers.setdefault(one.family, len(numbers)) for one in self.drawings])
 
+    def numbers(self, look: Look) -> np.ndarray:
+        """What a cut-out looks like, as (K,) numbers."""
+        return np.asarray((_summed_up(*look) - self.mean) @ self.basis.T)
+
     def recall(self, *looks: Look) -> Recalled:
         """The drawing nearest to any of the looks of one thing, or to their mirror images."""
-        both = [_summed_up(c[:, ::turn], a[:, ::turn]) for c, a in looks for turn in (1, -1)]
-        along = (np.stack(both) - self.mean) @ self.basis.T  # (2 looks, K), every other one mirrored
+        both = [Look(c[:, ::turn], a[:, ::turn]) for c, a in looks for turn in (1, -1)]
+        along = np.stack([self.numbers(one) for one in both])  # (2 looks, K), every other one mirrored
         away = np.linalg.norm(self._places[:, None] - along[None], axis=-1)  # (N, V)
         nearest, view = np.unravel_index(int(away.argmin()), away.shape)
         others = away[self._families != self._families[nearest]]
         ratio = float(away[nearest, view] / max(float(others.min()), 1e-9)) if len(others) else 0.0
-        return Recalled(self.drawings[int(nearest)], bool(view % 2), 1.0 - min(1.0, ratio))
+        styles = {style: float(away[those].min()) for style, those in self._styles.items()}
+        return Recalled(self.drawings[int(nearest)], bool(view % 2), 1.0 - min(1.0, ratio), styles)
 
     def save(self, folder: Path | str) -> Path:
         """Write the numbers and the names into a folder."""

@@ -263,7 +263,7 @@ def _in_one_ink(colour: np.ndarray, plain: np.ndarray) -> tuple[Look, ...]:
 
 def _placed(thing: Thing, box: np.ndarray, pixels: np.ndarray) -> Placed:
     """A thing as a scene has it; its tint is the colour one sees, where the drawing is known in another."""
-    drawing, mirrored, _ = thing.recalled
+    drawing, mirrored = thing.recalled[:2]
     seen = _colour(thing, pixels)
     plain = bool(drawing.colors) and drawing.colors[0][1] >= 0.9
     tint = seen if plain and seen != drawing.colors[0][0] else ""
@@ -276,14 +276,14 @@ def _colour(thing: Thing, pixels: np.ndarray) -> str:
 
 
 def _reading(pixels: np.ndarray, things: Sequence[Thing]) -> Reading:
-    """The things of a picture (H, W, 3) uint8 as a scene; its style is the one that the surest of them speak for."""
+    """The things of a picture (H, W, 3) uint8 as a scene, in the style whose drawings are nearest to them."""
     height, width = pixels.shape[:2]
     unit = np.array([UNITS / width, UNITS / height] * 2)
     placed = tuple(_placed(one, np.rint(np.array(one.box) * unit).astype(int), pixels) for one in things)
-    votes = dict.fromkeys(STYLES, 0.0)
-    for one in things:
-        votes[one.recalled.drawing.style] += one.recalled.sure
-    scene = Scene(UNITS, max(votes, key=lambda style: votes[style]), ground(pixels).background, placed)
+    styles = things[0].recalled.styles if things else STYLES
+    away = {style: sum(one.recalled.styles[style] for one in things) for style in styles}
+    style = min(away, key=lambda style: away[style])
+    scene = Scene(UNITS, style, ground(pixels).background, placed)
     return Reading(scene, tuple(one.recalled.sure for one in things))
 
 

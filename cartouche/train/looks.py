@@ -1,0 +1,121 @@
+"""What words look like: a text tower taught to picture things, before a U-Net has to learn from its states.
+
+A contrastive text tower says which picture a caption belongs to, not what is in it: how its things look is not to be
+read off its states. A U-Net that listens to it must find that out for every name by itself, from noisy pictures, at
+hundreds of times the cost of a text tower's step. So the tower is first taught to foresee a few numbers that sum up
+the look of each thing (read/memory.py), which is DALL-E 2's prior (Ramesh et al. 2022, section 2.2) as a regression
+inside the tower; its architecture stays as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from cartouche.data import shuffle
+from cartouche.data.scenes import Placed
+from cartouche.data.streams import Scenes
+from cartouche.nets.clip import CLIPTextModel
+from cartouche.text import Tokenizer
+
+THINGS = 2
+ECHOED = 1 / 3  # the share of batches that are held against the tower as it was
+
+
+class Teller(nn.Module):
+    """A text tower and what it says two things look like, `numbers` numbers each."""
+
+    def __init__(self, text_encoder: CLIPTextModel, numbers: int) -> None:
+        super().__init__()
+        self.text_encoder, self.numbers = text_encoder, numbers
+        self.look = nn.Linear(text_encoder.config.hidden_size, THINGS * numbers)
+        self.end = text_encoder.config.eos_token_id
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Looks (B, THINGS, K) of token ids (B, N), off the mean state from the end token on; and all states."""
+        states = self.text_encoder(ids)[0]  # (B, N, D)
+        ended = (ids == self.end).to(states)[..., None]
+        mean = (states * ended).sum(1) / ended.sum(1)
+        return self.look(mean).view(len(ids), THINGS, self.numbers), states
+
+
+class Picturing:
+    """Foresee the looks of a caption's two things, in either order; and stay near what the tower said before.
+
+    batch["ids"]: (B, N); batch["looks"]: (B, 2, K), the same twice where there is one thing. echo: what moving the
+    states costs, as a share of their square; a U-Net that already listens to them is spared a new language.
+    """
+
+    def __init__(self, text_encoder: CLIPTextModel, echo: float = 0.1) -> None:
+        self.before, self.echo = copy.deepcopy(text_encoder).eval().requires_grad_(False), echo
+
+    def __call__(self, net: Any, batch: dict[str, Any], generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        said, states = net(batch["ids"])
+        away = either_order(said.float(), batch["looks"].float()).mean()
+        notes = {"away": float(away.detach())}
+        if not float(torch.rand((), generator=generator, device=generator.device)) < ECHOED:
+            return away, notes
+        self.before.to(states.device)
+        with torch.no_grad():
+            before = self.before(batch["ids"])[0].float()
+        moved = (states.float() - before).square().mean() / before.square().mean()
+        return away + self.echo / ECHOED * moved, notes | {"moved": float(moved.detach())}
+
+
+def either_order(said: Tensor, wanted: Tensor) -> Tensor:
+    """Mean square error (B,) of two vectors each (B, 2, K), in the order in which they fit better."""
+    straight, crossed = ((said - one).square().mean((1, 2)) for one in (wanted, wanted.flip(1)))
+    return torch.minimum(straight, crossed)
+
+
+@dataclass
+class Looks:
+    """Captions with the looks of their things, computed once; those of a batch are of like length, cut to the longest.
+
+    ids (S, N), the shortest captions first; looks (S, 2, K). Sample i belongs to run i // batch, which are taken in
+    another order every time round.
+    """
+
+    ids: np.ndarray
+    looks: np.ndarray
+    end: int
+    batch: int
+
+    @classmethod
+    def of(
+        cls, stream: Scenes, tokenizer: Tokenizer, look: Callable[[Placed], np.ndarray], count: int, batch: int
+    ) -> Looks:
+        """Of the first scenes of a stream that show one or two different things, `count` in all; whole batches."""
+        rows: list[tuple[np.ndarray, ...]] = []
+        index = 0
+        while len(rows) < count // batch * batch:
+            scene = stream.composer[index]
+            things = list({placed.drawing.concept: placed for placed in scene.objects}.values())
+            if len(things) <= THINGS:
+                rows.append((tokenizer.batch([stream.caption(scene, index)])[0], look(things[0]), look(things[-1])))
+            index += 1
+        end = int(tokenizer.batch([""])[0][-1])
+        ids = np.stack([row[0] for row in rows]).astype(np.int32)
+        order = np.argsort((ids != end).sum(1), kind="stable")
+        return cls(ids[order], np.stack([row[1:] for row in rows])[order].astype(np.float32), end, batch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: value[0] for name, value in self.gather([index]).items()}
+
+    def gather(self, indices: Sequence[int]) -> dict[str, Any]:
+        """{"ids": (B, N'), "looks": (B, 2, K)}: two end tokens or more each, and every eighth run at full length."""
+        runs = len(self.ids) // self.batch
+        whole = indices[0] // self.batch % 8 == 0
+        places = []
+        for index in indices:
+            run, here = divmod(index, self.batch)
+            places.append(shuffle.place(run % runs, runs, 0, run // runs) * self.batch + here)
+        ids = self.ids[places]
+        longest = ids.shape[1] if whole else int((ids != self.end).sum(1).max()) + 2
+        return {"ids": ids[:, :longest].astype(np.int64), "looks": self.looks[places]}
