@@ -25,8 +25,8 @@ __all__ = ["__version__", "load"]
 def load(model: Path | str | None = None, engine: str = "auto", **options: Any) -> Painter:
     """Open a model for drawing: a folder in diffusers' layout, or the built-in one.
 
-    engine: "auto", "openvino" or "torch"; options: precision, device, batch, loras, embeddings and others, as in
-    `draw.paint.Painter`.
+    engine: "auto", "openvino", "torch" or "compiled"; options: precision, device, batch, loras, embeddings and others,
+    as in `draw.paint.Painter`.
     Raises CartoucheError where the model or an option cannot be used.
     """
     from cartouche.draw.paint import Painter

@@ -128,10 +128,13 @@ class TorchNet:
     module: its parameters say the device. call: the method to run, `forward` if not given; its parameter names are the
     input names.
     precision: "fp32", "bf16", or "auto": bf16 where the device multiplies it natively. In bf16 the module itself is
-    converted, its maps with the channels last.
+    converted, its maps with the channels last. compiled: by torch's own compiler, anew for every shape; that takes a
+    minute or two, and on a CPU a C++ compiler.
     """
 
-    def __init__(self, module: torch.nn.Module, precision: Precision = "auto", call: str = "forward") -> None:
+    def __init__(
+        self, module: torch.nn.Module, precision: Precision = "auto", call: str = "forward", compiled: bool = False
+    ) -> None:
         import torch
 
         self._device = next(module.parameters()).device
@@ -147,14 +150,17 @@ class TorchNet:
             if one.default is inspect.Parameter.empty
         }
         self._name = type(module).__name__
+        if compiled:
+            self._call = _compiled(self._call, self._name)
 
     def __call__(self, **arrays: np.ndarray) -> Any:
         """The module's outputs as numpy arrays. Raises CartoucheError where a name is missing or unknown."""
         import torch
 
         _check_names(self._name, arrays, self.inputs)
+        tensors = {name: self._tensor(array) for name, array in arrays.items()}
         with torch.inference_mode(), exact_matrices(self._device):
-            outputs = self._call(**{name: self._tensor(array) for name, array in arrays.items()})
+            outputs = self._call(**tensors)
         if isinstance(outputs, tuple):
             return tuple(_array(one) for one in outputs)
         return _array(outputs)
@@ -167,6 +173,24 @@ class TorchNet:
         if not tensor.is_floating_point() or tensor.ndim < 2:
             return tensor
         return tensor.to(self._kind, memory_format=self._order if tensor.ndim == 4 else torch.preserve_format)
+
+
+def _compiled(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A module's method, compiled by torch when it is first called."""
+    import torch
+    from torch._inductor.exc import InductorError
+
+    quick = torch.compile(call, dynamic=False)
+
+    def run(**tensors: torch.Tensor) -> Any:
+        try:
+            return quick(**tensors)
+        except InductorError as error:
+            raise CartoucheError(
+                f"torch cannot compile {name}: {_last_line(error)}; install a C++ compiler or use engine=torch"
+            ) from error
+
+    return run
 
 
 def openvino_runtime() -> Any:

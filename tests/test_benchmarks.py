@@ -277,3 +277,18 @@ def test_a_rival_in_a_process_of_its_own_steps_and_says_its_memory(tmp_path):
         assert rival.ask("memory")["VmHWM"] > 1e7
     net = rivals.RIVALS["cartouche torch fp32"](folder)[0]
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), net(), atol=1e-3)
+
+
+# options.py
+
+
+@pytest.mark.filterwarnings(QUIET)
+def test_options_are_measured_against_plain_drawing(tiny_model, tmp_path):
+    options = script("options")
+    found = options.measured(tiny_model, "openvino", rounds=1)
+    assert found["plain"]["difference"] == 0 and found["plain"]["times as fast"]["median"] == 1
+    assert found["guidance_interval 0.4-1"]["difference"] > 0
+    assert not any("cache" in name for name in found)  # which torch alone has
+    (row,) = options.decoding(tiny_model, [24], 16, tmp_path)
+    assert row["whole"]["seconds"] > 0 and row["tiled"]["seconds"] > 0 and 0 <= row["difference"] < 64
+    assert storable(found) and storable(row)

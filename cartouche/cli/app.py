@@ -21,5 +21,5 @@ Model = Annotated[Path | None, typer.Option(metavar="MODEL", help="A diffusers f
 Out = Annotated[Path | None, typer.Option(help="NAME.png or a folder; without it, a name made from the prompt.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines on stdout: a line for each step and each file.")]
 Force = Annotated[bool, typer.Option("--force", help="Write over files that exist.")]
-Engine = Annotated[str | None, typer.Option(help="auto, openvino or torch.")]
+Engine = Annotated[str | None, typer.Option(help="auto, openvino, torch or compiled.")]
 Preview = Annotated[bool | None, typer.Option(help="Show pictures in the terminal, where it has the colours.")]

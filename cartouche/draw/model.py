@@ -32,7 +32,7 @@ from cartouche.weights.adapters import Adapters
 from cartouche.weights.builtin import builtin
 from cartouche.weights.template import Template
 
-ENGINES = ("auto", "openvino", "torch")
+ENGINES = ("auto", "openvino", "torch", "compiled")
 REMEMBERED = 256  # prompts whose states are kept
 
 Context = Any
@@ -52,7 +52,8 @@ class Model:
 
     path: a folder in diffusers' layout, a single .safetensors file, or None for the built-in model. engine: "openvino"
     runs the graphs beside the weights, or those that ship for Stable Diffusion 1, 2 and XL; "torch" builds the nets
-    from the weights; "auto" takes openvino where there are graphs, but torch for these families where it has a GPU.
+    from the weights, "compiled" also has torch compile them, which pays after many pictures of one size; "auto" takes
+    openvino where there are graphs, but torch for these families where it has a GPU.
     precision: "auto" is bf16 where the processor has it. device: for torch, as in device.py. batch: how many
     pictures go through the nets together; at 1 a picture's pixels do not depend on its neighbours by a single bit, more
     may be faster on a GPU. vae: another autoencoder, as `source.with_vae` opens it. prediction: of a single file, what
@@ -293,7 +294,7 @@ class Model:
 
         same = [net for (name, _), net in self._nets.items() if name == part and isinstance(net, TorchNet)]
         module = same[0].module if same else self.adapters.merge(self.source.net(part, choose(self.device)), part)
-        return TorchNet(module, precision, call)
+        return TorchNet(module, precision, call, self.engine == "compiled" and part not in self.towers)
 
     def _tokenizer(self, part: str) -> Tokenizer:
         return self.adapters.teach(self.source.tokenizer(part), part, self.source.config(part))

@@ -240,7 +240,7 @@ class Painter(Model):
         """The U-Net, or the one that reuses what it found. Raises CartoucheError where that cannot be."""
         if interval == 1:
             return self.net("unet")
-        if self.engine != "torch" or self.sized:
+        if self.engine == "openvino" or self.sized:
             what = "a U-Net that is told sizes" if self.sized else f"the engine {self.engine}"
             raise CartoucheError(f"cache_interval={interval} given for {what}; use engine=torch and SD 1 or 2, or 1")
         return Reused(self.net("unet", "deep"), self.net("unet", "shallow"), interval)
