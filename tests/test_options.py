@@ -17,6 +17,7 @@ from cartouche.draw.paint import Painter
 from cartouche.draw.recipe import Recipe
 from cartouche.draw.reuse import Reused
 from cartouche.engine import TorchNet
+from cartouche.nets.tiny import AutoencoderTiny, TinyConfig
 from cartouche.weights import folder, safetensors
 
 
@@ -101,6 +102,7 @@ from pathlib import Path
 import numpy as np
 from cartouche.draw.tiles import tiled
 from cartouche.engine import TorchNet
+from cartouche.nets.tiny import AutoencoderTiny, TinyConfig
 from cartouche.nets.autoencoder import AutoencoderConfig, AutoencoderKL
 config = AutoencoderConfig(block_out_channels=(32, 32), norm_num_groups=8, mid_block_add_attention=False)
 net = TorchNet(AutoencoderKL(config), "fp32", "decode")
@@ -161,6 +163,23 @@ def test_every_option_of_the_command_is_in_the_recipe_and_drawn_again(here, caps
     assert "the same pixels" in capsys.readouterr().out
     assert main(["redraw", "fox.png", *model]) == 2
     assert f"autoencoder {recipe.vae}; give it with --vae" in capsys.readouterr().err
+
+
+def test_a_preview_shows_the_steps_and_leaves_the_picture_alone(here, capsys):
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    folder.save_net(here / "tiny", AutoencoderTiny(TinyConfig(**widths)))
+    model = ["--model", str(small("sd1").file)]
+    asked = ["--steps", "3", "--size", "64", "--seed", "7", "--film-strip", "3"]
+    assert main(["draw", PROMPT, *model, *asked, "--out", "own.png"]) == 0
+    assert main(["draw", PROMPT, *model, *asked, "--out", "quick.png", "--preview-vae", "tiny"]) == 0
+    own, quick, film, other = (
+        images.read_pixels(here / f"{name}.png") for name in ("own", "quick", "own-film", "quick-film")
+    )
+    assert (own == quick).all() and film.shape == other.shape and (film != other).any()
+    assert main(["redraw", "quick.png", *model]) == 0
+    with pytest.raises(CartoucheError, match="decodes 4 channels; this model has 8"):
+        Painter(preview=here / "tiny")
 
 
 def test_an_interval_is_two_shares():

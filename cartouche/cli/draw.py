@@ -41,6 +41,7 @@ CacheInterval = Annotated[
 ]
 Tiled = Annotated[bool, typer.Option("--tiled", help="Decode a large picture by tiles, in less memory.")]
 Vae = Annotated[Path | None, typer.Option(metavar="VAE", help="Another autoencoder: a folder or a .safetensors file.")]
+PreviewVae = Annotated[Path | None, typer.Option(metavar="VAE", help="A tiny autoencoder for the film strip alone.")]
 Prediction = Annotated[str | None, typer.Option(help="What a file's U-Net predicts: epsilon or v_prediction.")]
 Lora = Annotated[list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="A LoRA to draw with; several may be.")]
 Embedding = Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A learned word; several may be.")]
@@ -70,6 +71,7 @@ def draw(
     model: Model = None,
     vae: Vae = None,
     prediction: Prediction = None,
+    preview_vae: PreviewVae = None,
     lora: Lora = None,
     embedding: Embedding = None,
     out: Out = None,
@@ -102,7 +104,8 @@ def draw(
         cache_interval=cache_interval,
         tiled=tiled,
     )
-    opening: dict[str, Any] = {"vae": vae, "prediction": prediction, "embeddings": embedding or []}
+    opening: dict[str, Any] = {"vae": vae, "prediction": prediction, "preview": preview_vae}
+    opening["embeddings"] = embedding or []
     with Screen(as_json, preview) as screen:
         painter = cartouche.load(model, engine or "auto", loras=parse_loras(lora or []), **opening)
         pictures, moments = watch(painter.trace(prompt, **settings), screen, film_strip)

@@ -56,9 +56,10 @@ class Model:
     openvino where there are graphs, but torch for these families where it has a GPU.
     precision: "auto" is bf16 where the processor has it. device: for torch, as in device.py. batch: how many
     pictures go through the nets together; at 1 a picture's pixels do not depend on its neighbours by a single bit, more
-    may be faster on a GPU. vae: another autoencoder, as `source.with_vae` opens it. prediction: of a single file, what
-    its U-Net predicts where the file does not say. loras: files, or (file, strength); embeddings: files of learned
-    words.
+    may be faster on a GPU. vae: another autoencoder, as `source.with_vae` opens it; preview: the
+    same, but only to show how a drawing comes about: a tiny one (TAESD's layout) takes little time. prediction: of a
+    single file, what its U-Net predicts where the file does not say. loras: files, or (file, strength); embeddings:
+    files of learned words.
     Raises CartoucheError where the model or an option cannot be used.
     """
 
@@ -71,6 +72,7 @@ class Model:
         batch: int = 1,
         vae: Path | str | None = None,
         prediction: str | None = None,
+        preview: Path | str | None = None,
         loras: Iterable[Path | str | tuple[Path | str, float]] = (),
         embeddings: Iterable[Path | str] = (),
     ) -> None:
@@ -85,6 +87,7 @@ class Model:
         self.prediction, self._other_vae = prediction or "", None if vae is None else Path(vae)
         if vae is not None:
             self.source = sources.with_vae(self.source, vae)
+        self.preview = None if preview is None else Model(path, "auto", precision, device, batch, preview)
         self.adapters = Adapters(loras, embeddings)
         self.adapters.check(self.source.parts)
         self.asked_precision = precision
@@ -99,6 +102,8 @@ class Model:
         self.tokenizers = {part: self._tokenizer(part) for part in self.towers}
         codec: Any = folders.settings(self._vae, self.folder / "vae")
         self.shrink = int(codec.shrink)
+        if self.preview is not None and self.preview.channels != self.channels:
+            raise CartoucheError(f"{preview} decodes {self.preview.channels} channels; this model has {self.channels}")
         if math.prod(self.size) > MAX_PIXELS:
             raise CartoucheError(f"{self.folder} draws {self.size} pixels; wanted at most {MAX_PIXELS:,} in all")
         self._remembered: dict[tuple[str, int], Words] = {}
@@ -238,6 +243,10 @@ class Model:
         if tiled:
             return np.concatenate([tiles.tiled(self._decode, one[None]) for one in z])
         return np.concatenate([self._decode(z[i : i + self.batch]) for i in range(0, len(z), self.batch)])
+
+    def glance(self, latents: np.ndarray, tiled: bool = False) -> np.ndarray:
+        """As `decode`, by the preview where the model was opened with one."""
+        return (self.preview or self).decode(latents, tiled)
 
     def _decode(self, z: np.ndarray) -> np.ndarray:
         decoded: np.ndarray = self.net("vae")(z=z)

@@ -74,12 +74,15 @@ class Step:
         return self.index == self.total - 1
 
     def images(self, latents: np.ndarray | None = None) -> np.ndarray:
-        """The clean estimate decoded, or other latents of this step: (B, 3, H, W) in about [-1, 1]."""
-        return self.painter.decode(self.x0 if latents is None else latents, self.recipes[0].tiled)
+        """The clean estimate as an image, or other latents of this step: (B, 3, H, W) in about [-1, 1].
+
+        By the model's preview, if it was opened with one.
+        """
+        return self.painter.glance(self.x0 if latents is None else latents, self.recipes[0].tiled)
 
     def pictures(self) -> list[Picture]:
         """x decoded, with the recipe of each picture: of the last step, the finished drawings."""
-        pixels = images.to_uint8(self.images(self.x))
+        pixels = images.to_uint8(self.painter.decode(self.x, self.recipes[0].tiled))
         pixels = self.original.paste(pixels) if self.original else pixels
         return [Picture(one, recipe) for one, recipe in zip(pixels, self.recipes, strict=True)]
 
