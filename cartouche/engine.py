@@ -283,12 +283,33 @@ def _check_weights(graph: Path) -> None:
     content = graph.read_bytes()
     if not content.startswith(b"\x08"):  # as every ONNX file; openvino would look for other formats, pickles among them
         raise CartoucheError(f"{graph} is not an ONNX graph; write it again with `cartouche weights export`")
+    strange = [place for place in _places(content) if Path(place).name != place]
+    if strange:
+        raise CartoucheError(f"{graph} takes its weights from {strange[0]!r}; wanted a file beside it, without a path")
     bound = _BOUND.search(content)
     if bound and bound[1].decode() not in map(header_digest, graph.parent.glob("*.safetensors")):
         raise CartoucheError(
             f"{graph} does not belong to the weights beside it, or they are missing; "
             f"write it again with `cartouche weights export {graph.parent}`"
         )
+
+
+def _places(content: bytes) -> list[str]:
+    """The files that an ONNX graph takes numbers from: the values of its entries "location", as protobuf writes them.
+
+    An entry that is not written as every writer does counts as a path of its own, so that none goes unseen.
+    """
+    found = []
+    for key in re.finditer(rb"(?:\x08|\x88\x80*\x00)location", content):
+        length, place = 0, key.end() + 1
+        for shift in range(0, 28, 7):  # a varint: seven bits a byte, the lowest first
+            byte = content[place] if place < len(content) else 0
+            length, place = length | (byte & 0x7F) << shift, place + 1
+            if byte < 0x80:
+                break
+        usual = content[key.end() : key.end() + 1] == b"\x12" and 0 < length < 256
+        found.append(content[place : place + length].decode(errors="replace") if usual else "an unusual entry/")
+    return sorted(set(found))
 
 
 def header_digest(path: Path | str) -> str:

@@ -153,6 +153,27 @@ def test_a_graph_whose_weights_have_moved_in_their_file_is_refused(tiny_model, c
         OpenVINONet(graph, "fp32", cache)
 
 
+NAMED = b"\x08location\x12\x23diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (b"\x08location\x12\x23../fusion_pytorch_model.safetensors", r"'\.\./fusion"),
+        (b"\x08location\x12\x23/etc/ssl/certs/pytorch/ca-cert.0000", "'/etc/ssl"),
+        (b"\x88\x00location\x12\x22../usion_pytorch_model.safetensors", r"'\.\./usion"),
+        (b"\x08location\x1a\x23diffusion_pytorch_model.safetensors", "unusual entry"),
+    ],
+)
+def test_a_graph_takes_numbers_only_from_a_file_beside_it(tiny_model, cache, tmp_path, entry, said):
+    graph = copied(tiny_model, tmp_path / "model")
+    content = graph.read_bytes()
+    assert NAMED in content
+    graph.write_bytes(content.replace(NAMED, entry))
+    with pytest.raises(CartoucheError, match=f"{said}.*wanted a file beside it"):
+        OpenVINONet(graph, "fp32", cache)
+
+
 def test_a_file_that_is_no_graph_is_refused(cache, tmp_path):
     (tmp_path / "decoder.onnx").write_bytes(b"no graph")
     with pytest.raises(CartoucheError, match="is not an ONNX graph"):
