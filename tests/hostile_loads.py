@@ -25,6 +25,7 @@ from cartouche.data import Shards
 from cartouche.draw.model import Model
 from cartouche.engine import OpenVINONet
 from cartouche.images import read_image, read_recipe
+from cartouche.read.memory import Memory
 from cartouche.text import Tokenizer
 from cartouche.train import checkpoint, latents, loop
 from cartouche.weights import embeddings, folder, inspect, lora, safetensors, single, source
@@ -64,6 +65,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "toml": read_toml,
     "picture": read_image,
     "recipe": read_recipe,
+    "memory": lambda path: Memory.load(path.parent),
     "shard": lambda path: list(Shards(path, cache=CACHE)),
 }
 

@@ -1,6 +1,5 @@
 """The command, run as a person runs it: in a process of its own, on a tiny random model."""
 
-import io
 import json
 import os
 import pty
@@ -16,7 +15,7 @@ import pytest
 from cartouche import images
 from cartouche.cli import draw as cli_draw
 from cartouche.cli import main
-from cartouche.cli.draw import chosen_steps, difference, parse_size, places
+from cartouche.cli.draw import difference
 from cartouche.config import CartoucheError
 
 ROOT = Path(__file__).parents[1]
@@ -396,58 +395,3 @@ def test_weights_export_says_what_it_wrote(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cartouche.weights.graph, "export", lambda folder: [folder / "unet/graph.onnx"])
     assert main(["weights", "export", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/unet/graph.onnx\n"
-
-
-# small parts
-
-
-def test_a_size_is_one_number_or_width_by_height():
-    assert parse_size(None) is None
-    assert parse_size("128") == (128, 128)
-    assert parse_size("96X128") == (96, 128)
-
-
-@pytest.mark.parametrize(
-    ("text", "total", "steps"),
-    [
-        ("4", 20, {1, 7, 14, 20}),
-        ("1", 20, {20}),
-        ("99", 3, {1, 2, 3}),
-        ("1,2,5", 5, {1, 2, 5}),
-        ("5,", 20, None),
-        ("0", 20, None),
-        ("0,1", 20, None),
-        ("²", 20, None),
-    ],
-)
-def test_a_film_strip_is_so_many_moments_or_these_steps(text, total, steps):
-    if steps is None:
-        with pytest.raises(CartoucheError):
-            chosen_steps(text, total)
-    else:
-        assert chosen_steps(text, total) == steps
-
-
-@pytest.mark.parametrize(
-    ("prompt", "name"),
-    [
-        ("Une pomme, rouge & verte !", "une-pomme-rouge-verte-7.png"),
-        ("../../etc/passwd", "etc-passwd-7.png"),
-        ("🍎", "picture-7.png"),
-        ("la\udcffla", "la-la-7.png"),
-        ("\U0001d49c" * 99, "\U0001d49c" * 48 + "-7.png"),
-    ],
-)
-def test_a_prompt_becomes_a_file_name_that_any_disk_takes(prompt, name):
-    names, sheets = places(None, prompt, 7, 1, {}, False)
-    assert ([str(one) for one in names], sheets) == ([name], {})
-    assert len(name.encode()) < 255
-
-
-def test_a_path_that_the_terminal_cannot_show_is_shown_escaped(monkeypatch, draw):
-    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", narrow)
-    assert main(["--version"]) == 0
-    sys.stdout.write("pomme à l'eau")
-    narrow.flush()
-    assert b"pomme \\xe0 l'eau" in narrow.buffer.getvalue()
