@@ -1,10 +1,10 @@
 """What words look like: a text tower taught to picture things, before a U-Net has to learn from its states.
 
 A contrastive text tower says which picture a caption belongs to, not what is in it: how its things look is not to be
-read off its states. A U-Net that listens to it must find that out for every name by itself, from noisy pictures, at
-hundreds of times the cost of a text tower's step. So the tower is first taught to foresee a few numbers that sum up
-the look of each thing (read/memory.py), which is DALL-E 2's prior (Ramesh et al. 2022, section 2.2) as a regression
-inside the tower; its architecture stays as it was.
+read off its states. A U-Net that listens to it must find that out for every name by itself, from noisy pictures, each
+of which costs it as much as fifteen captions cost the tower. So the tower is first taught to foresee a few numbers that
+sum up the look of each thing (read/memory.py), which is DALL-E 2's prior (Ramesh et al. 2022, section 2.2) as a
+regression inside the tower; its architecture stays as it was.
 """
 
 from __future__ import annotations
