@@ -36,24 +36,36 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "10 steps, dpmpp_2m": {"sampler": "dpmpp_2m", "num_inference_steps": 10},
 }
 DECODING = """
-import json, resource, sys, threading, time
+import json, mmap, sys, threading, time
 import numpy as np
 from cartouche.draw.model import Model
 from cartouche.draw import tiles
 side, tile, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE / 2**20
+
+def watch():
+    while not done.wait(0.002):
+        most.append(held())
+
 model = Model(sys.argv[1] or None, engine="openvino")
 z = np.random.default_rng(0).standard_normal((1, model.channels, side, side), np.float32)
 model.decode(z[:, :, :8, :8])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+done, most = threading.Event(), [held()]
+watcher = threading.Thread(target=watch)
+watcher.start()
 started = time.perf_counter()
 if tile:
     picture = tiles.tiled(model._decode, z / model._scale + model._shift, tile, tile // 4)
 else:
     picture = model.decode(z)
 taken = time.perf_counter() - started
-held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+done.set()
+watcher.join()
 np.save(out, picture)
-print(json.dumps({"seconds": taken, "MB": held / 1024}))
+print(json.dumps({"seconds": taken, "MB": max(most) - most[0]}))
 """
 
 
