@@ -1,6 +1,6 @@
 """What each option for speed or memory gains and what it costs in the picture, against plain drawing by one engine.
 
-    python benchmarks/options.py [--model FOLDER] [--rounds 5] [--tile 64]        (about six minutes)
+    python benchmarks/options.py [--model FOLDER] [--rounds 5]        (about six minutes)
 
 Every option draws the same prompts with the same seeds as plain drawing. "times as fast": plain time over its own,
 round by round, interleaved. "difference": the mean absolute difference of the two pictures' channels, of 255, and the
@@ -25,6 +25,7 @@ from autoencoder import psnr
 from bench import interleaved, machine, parser, speedups, spread, table, timed, write
 
 from cartouche.draw.paint import Painter
+from cartouche.draw.tiles import TILE
 from cartouche.images import to_uint8
 
 PROMPTS = ("a fox on a blue background, flat style", "two owls, noto style", "a sunflower on a white background")
@@ -39,8 +40,7 @@ DECODING = """
 import json, mmap, sys, threading, time
 import numpy as np
 from cartouche.draw.model import Model
-from cartouche.draw import tiles
-side, tile, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+side, tiled, out = int(sys.argv[2]), sys.argv[3] == "tiled", sys.argv[4]
 
 def held():
     with open("/proc/self/statm") as file:
@@ -57,10 +57,7 @@ done, most = threading.Event(), [held()]
 watcher = threading.Thread(target=watch)
 watcher.start()
 started = time.perf_counter()
-if tile:
-    picture = tiles.tiled(model._decode, z / model._scale + model._shift, tile, tile // 4)
-else:
-    picture = model.decode(z)
+picture = model.decode(z, tiled)
 taken = time.perf_counter() - started
 done.set()
 watcher.join()
@@ -83,36 +80,32 @@ def differences(plain: np.ndarray, other: np.ndarray) -> dict[str, float]:
 
 def measured(model: Path | None, engine: str, rounds: int) -> dict[str, Any]:
     """Every option of one engine against plain drawing by it."""
-    painter = Painter(model, engine)
-    if engine == "torch":
-        compiled = Painter(model, "compiled")
-        first = timed(partial(pictures, compiled, {}))
+    painter, first = Painter(model, engine), {}
     works: dict[str, Callable[[], np.ndarray]] = {"plain": partial(pictures, painter, {})}
     for name, options in OPTIONS.items():
         if engine == "torch" or "cache_interval" not in options:
             works[name] = partial(pictures, painter, options)
     if engine == "torch":
-        works["compiled"] = partial(pictures, compiled, {})
+        works["compiled"] = partial(pictures, Painter(model, "compiled"), {})
+        first = {"compiled": {"seconds of the first pictures": timed(works["compiled"])}}
     drawn = {name: work() for name, work in works.items()}
     taken = interleaved(works, rounds, warmup=0)
     faster = speedups(taken, "plain")
     found: dict[str, Any] = {}
     for name in works:
         times = {"seconds": spread(taken[name]), "times as fast": faster[name]}
-        found[name] = times | differences(drawn["plain"], drawn[name])
-    if engine == "torch":
-        found["compiled"]["seconds of the first pictures"] = first
+        found[name] = times | differences(drawn["plain"], drawn[name]) | first.get(name, {})
     return found
 
 
-def decoding(model: Path | None, sides: Sequence[int], tile: int, folder: Path) -> list[dict[str, Any]]:
+def decoding(model: Path | None, sides: Sequence[int], folder: Path) -> list[dict[str, Any]]:
     """Whole and tiled decoding of random latents of these sides."""
     found = []
     for side in sides:
-        drawn, row = {}, {"cells": side, "tile": tile}
-        for name, size in (("whole", 0), ("tiled", tile)):
+        drawn, row = {}, {"cells": side, "tile": TILE}
+        for name in ("whole", "tiled"):
             out = folder / f"{name}-{side}.npy"
-            command = [sys.executable, "-c", DECODING, str(model or ""), str(side), str(size), str(out)]
+            command = [sys.executable, "-c", DECODING, str(model or ""), str(side), name, str(out)]
             row[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             drawn[name] = np.load(out)
         found.append(row | differences(*(to_uint8(one) for one in drawn.values())))
@@ -124,7 +117,6 @@ def main() -> None:
     given.add_argument("--model", type=Path, help="a model folder; the built-in one unless given")
     given.add_argument("--engines", nargs="+", default=["openvino", "torch"])
     given.add_argument("--rounds", type=int, default=5)
-    given.add_argument("--tile", type=int, default=64, help="cells of a tile's side")
     given.add_argument("--sides", type=int, nargs="*", default=[128, 192], help="cells of what is decoded")
     a = given.parse_args()
     report: dict[str, Any] = {"machine": machine(), "rounds": a.rounds}
@@ -136,7 +128,7 @@ def main() -> None:
     ]
     print(table(["option", "times as fast", "difference of 255", "PSNR"], rows))
     with TemporaryDirectory(prefix="cartouche-options-") as folder:
-        report["decoding"] = decoding(a.model, a.sides, a.tile, Path(folder))
+        report["decoding"] = decoding(a.model, a.sides, Path(folder))
     rows = [
         [f"{one['cells']} cells: {name}", one[name]["seconds"], one[name]["MB"], one["PSNR"] if name == "tiled" else ""]
         for one in report["decoding"]

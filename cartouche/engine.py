@@ -35,6 +35,8 @@ _SAMPLES = 256
 _KEPT = "kept in fp32: "
 _BOUND = re.compile(rb"safetensors-header-([0-9a-f]{64})")
 """A graph says which header its weights file had: it refers to places in that file."""
+_LOCATION, _NAME = re.compile(rb"(?:\x08|\x88\x80*\x00)location"), re.compile(rb"\x12([\x01-\x7f])", re.DOTALL)
+"""Protobuf's key of an entry that names a file, and what stands before its value: a tag and a length of one byte."""
 
 
 class Net(Protocol):
@@ -299,17 +301,12 @@ def _places(content: bytes) -> list[str]:
 
     An entry that is not written as every writer does counts as a path of its own, so that none goes unseen.
     """
-    found = []
-    for key in re.finditer(rb"(?:\x08|\x88\x80*\x00)location", content):
-        length, place = 0, key.end() + 1
-        for shift in range(0, 28, 7):  # a varint: seven bits a byte, the lowest first
-            byte = content[place] if place < len(content) else 0
-            length, place = length | (byte & 0x7F) << shift, place + 1
-            if byte < 0x80:
-                break
-        usual = content[key.end() : key.end() + 1] == b"\x12" and 0 < length < 256
-        found.append(content[place : place + length].decode(errors="replace") if usual else "an unusual entry/")
-    return sorted(set(found))
+    found = set()
+    for key in _LOCATION.finditer(content):
+        value = _NAME.match(content, key.end())
+        name = content[value.end() : value.end() + value[1][0]] if value else b"an unusual entry/"
+        found.add(name.decode(errors="replace"))
+    return sorted(found)
 
 
 def header_digest(path: Path | str) -> str:

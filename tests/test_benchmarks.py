@@ -289,6 +289,6 @@ def test_options_are_measured_against_plain_drawing(tiny_model, tmp_path):
     assert found["plain"]["difference"] == 0 and found["plain"]["times as fast"]["median"] == 1
     assert found["guidance_interval 0.4-1"]["difference"] > 0
     assert not any("cache" in name for name in found)  # which torch alone has
-    (row,) = options.decoding(tiny_model, [24], 16, tmp_path)
+    (row,) = options.decoding(tiny_model, [72], tmp_path)
     assert row["whole"]["seconds"] > 0 and row["tiled"]["seconds"] > 0 and 0 <= row["difference"] < 64
     assert storable(found) and storable(row)

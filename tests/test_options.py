@@ -178,6 +178,8 @@ def test_a_preview_shows_the_steps_and_leaves_the_picture_alone(here, capsys):
     )
     assert (own == quick).all() and film.shape == other.shape and (film != other).any()
     assert main(["redraw", "quick.png", *model]) == 0
+    assert main(["draw", PROMPT, *model, "--out", "none.png", "--preview-vae", "tiny"]) == 2
+    assert "give --film-strip too" in capsys.readouterr().err and not (here / "none.png").exists()
     with pytest.raises(CartoucheError, match="decodes 4 channels; this model has 8"):
         Painter(preview=here / "tiny")
 

@@ -104,6 +104,8 @@ def draw(
         cache_interval=cache_interval,
         tiled=tiled,
     )
+    if preview_vae is not None and film_strip is None:
+        raise CartoucheError("--preview-vae shows the moments of a film strip; give --film-strip too")
     opening: dict[str, Any] = {"vae": vae, "prediction": prediction, "preview": preview_vae}
     opening["embeddings"] = embedding or []
     with Screen(as_json, preview) as screen:

@@ -56,10 +56,9 @@ class Model:
     openvino where there are graphs, but torch for these families where it has a GPU.
     precision: "auto" is bf16 where the processor has it. device: for torch, as in device.py. batch: how many
     pictures go through the nets together; at 1 a picture's pixels do not depend on its neighbours by a single bit, more
-    may be faster on a GPU. vae: another autoencoder, as `source.with_vae` opens it; preview: the
-    same, but only to show how a drawing comes about: a tiny one (TAESD's layout) takes little time. prediction: of a
-    single file, what its U-Net predicts where the file does not say. loras: files, or (file, strength); embeddings:
-    files of learned words.
+    may be faster on a GPU. vae: another autoencoder, as `source.with_vae` opens it; preview: the same, but only to show
+    how a drawing comes about: a tiny one (TAESD's layout) takes little time. prediction: of a single file, what its
+    U-Net predicts where the file does not say. loras: files, or (file, strength); embeddings: files of learned words.
     Raises CartoucheError where the model or an option cannot be used.
     """
 
@@ -87,7 +86,8 @@ class Model:
         self.prediction, self._other_vae = prediction or "", None if vae is None else Path(vae)
         if vae is not None:
             self.source = sources.with_vae(self.source, vae)
-        self.preview = None if preview is None else Model(path, "auto", precision, device, batch, preview)
+        shown = preview is not None
+        self.preview = Model(path, "auto", precision, device, batch, preview, prediction) if shown else None
         self.adapters = Adapters(loras, embeddings)
         self.adapters.check(self.source.parts)
         self.asked_precision = precision
