@@ -185,6 +185,24 @@ def test_a_detector_that_sees_only_the_middle_of_a_picture_is_refused(model: Pat
         Locator(tmp_path / "model", "torch")
 
 
+def test_a_segmenter_may_look_at_larger_pictures_than_its_tower_was_made_for(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    where = tmp_path / "model" / "segmenter" / "preprocessor_config.json"
+    patch = folders.read_json(where.with_name("config.json"))["vision_config"]["patch_size"]
+    colours = {"do_center_crop": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    side = PIXELS + 2 * patch
+    folders.write_json(where, {"size": {"height": side, "width": side}} | colours)
+    locator = Locator(tmp_path / "model")
+    assert locator.segmenter is not None and locator._mask_prepare.made == (side, side)
+    features = locator.segmenter.net("features")(pixels=pictures(1, side, side))
+    assert features.shape[2] == 1 + (side // patch) ** 2
+    mask = locator.find(pictures(1), ["cat"], threshold=0.0)[0][0].mask
+    assert mask is not None and mask.shape == (PIXELS, PIXELS)
+    folders.write_json(where, {"size": {"height": side + 1, "width": side + 1}} | colours)
+    with pytest.raises(CartoucheError, match="prepares pictures of"):
+        Locator(tmp_path / "model")
+
+
 # drawing
 
 

@@ -81,7 +81,7 @@ class Locator:
             raise CartoucheError(f"batch={batch} given; choose 1 or more")
         self.batch = batch
         self.detector = Part(folder, "detector", engine, precision, device)
-        self.segmenter = Part(folder, "segmenter", engine, precision, device) if has(folder, "segmenter") else None
+        self.segmenter = _segmenter(folder, engine, precision, device) if has(folder, "segmenter") else None
         self._words = _Words(self.detector)
         self._prepare = _whole(self.detector)
         if self.segmenter is not None:
@@ -217,13 +217,32 @@ def _checked(queries: Sequence[str], threshold: float, overlap: float) -> tuple[
 
 def _whole(part: Part) -> Preparation:
     """How the part's tower wants its pictures. Raises CartoucheError where it sees only a cut of them."""
-    prepare = part.preparation(int(part.config.get("vision_config", {}).get("image_size", 224)))
+    side, patch = _tower(part)
+    prepare = part.preparation(side, patch if part.name == "segmenter" else 0)
     if prepare.crop is not None:
         raise CartoucheError(
             f"{part.folder} cuts pictures before it looks, so nothing would be where it says; "
             f"set do_center_crop to false in its preprocessor_config.json"
         )
     return prepare
+
+
+def _segmenter(folder: Path | str | None, engine: str, precision: Precision, device: str) -> Part:
+    """The segmenter: CLIPSeg as it was published looks at pictures of 352 with a tower of 224, and graphs are fixed."""
+    part = Part(folder, "segmenter", engine, precision, device)
+    side, patch = _tower(part)
+    made = part.preparation(side, patch).made
+    if engine == "torch" or made in (None, (side, side)):
+        return part
+    if engine == "openvino":
+        raise CartoucheError(f"{part.folder} looks at pictures of {made}, its graph at {side}x{side}; use engine=torch")
+    return Part(folder, "segmenter", "torch", precision, device)
+
+
+def _tower(part: Part) -> tuple[int, int]:
+    """The side of the pictures that the part's tower was made for, and of its patches."""
+    vision = part.config.get("vision_config", {})
+    return int(vision.get("image_size", 224)), int(vision.get("patch_size", 32))
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -60,9 +60,9 @@ class Part:
         """The part's own words, or those that the whole model shares."""
         return Tokenizer.load(self._words)
 
-    def preparation(self, side: int) -> Preparation:
-        """How a picture becomes what a tower of side x side takes."""
-        return Preparation.load(self.folder, side)
+    def preparation(self, side: int, patch: int = 0) -> Preparation:
+        """How a picture becomes what a tower of side x side takes, or one that stretches its places (prepare.py)."""
+        return Preparation.load(self.folder, side, patch)
 
     @cached_property
     def weights(self) -> str:

@@ -38,10 +38,11 @@ class Preparation:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @classmethod
-    def load(cls, folder: Path | str, side: int) -> Preparation:
+    def load(cls, folder: Path | str, side: int, patch: int = 0) -> Preparation:
         """What the folder of a net asks for, whose tower takes pictures of side x side.
 
-        Raises CartoucheError for settings that do not end at that size, or that are none.
+        patch: of a tower that stretches its table of places, which takes any square that so many pixels divide.
+        Raises CartoucheError for settings that do not end at such a size, or that are none.
         """
         path = next((Path(folder) / name for name in FILES if (Path(folder) / name).is_file()), None)
         if path is None:
@@ -51,7 +52,9 @@ class Preparation:
             made = cls.from_dict(found.get("image_processor", found), side)
         except (TypeError, ValueError, KeyError) as error:
             raise CartoucheError(f"{path} holds no settings of an image processor: {error!r}") from error
-        if made.made != (side, side):
+        height, width = made.made or (0, 1)
+        stretched = patch > 0 and height == width and height % patch == 0
+        if made.made != (side, side) and not stretched:
             raise CartoucheError(f"{path} prepares pictures of {made.made}; the tower beside it takes {side}x{side}")
         return made
 
