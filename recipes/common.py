@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from cartouche.data.captions import Manner
 from cartouche.data.emoji import Pack
 from cartouche.data.scenes import Composer, Mixture
 from cartouche.data.streams import Scenes
@@ -21,6 +22,8 @@ TOKENIZER_SCENES = 60_000
 VOCABULARY = 4096
 CLIP = "cartouche/weights/builtin/clip"  # what the reading nets start from
 CONTEXT = 40  # 99.9 % of 20,000 captions take 35 tokens or fewer
+MANNER = Manner(style=0.9, background=0.9, colour=0.35, place=0.9, keyword=0.05)
+"""How talkative the captions are that drawing is learned from: what is not said cannot be learned."""
 
 Tower = TypeVar("Tower", bound=TowerConfig)
 

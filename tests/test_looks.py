@@ -15,7 +15,7 @@ from cartouche.nets.clip import CLIPTextModel
 from cartouche.nets.clip_config import CLIPTextConfig
 from cartouche.read.memory import Look, Memory
 from cartouche.text import Tokenizer
-from cartouche.train.looks import Looks, Picturing, Teller, either_order
+from cartouche.train.looks import Looks, Picturing, Teller, error, in_place
 from cartouche.train.loop import TrainSettings, fit
 
 NUMBERS, BATCH = 4, 8
@@ -69,11 +69,34 @@ def test_one_thing_is_shown_twice_and_two_are_both_shown(looks):
     assert 3 in shown and int(same.sum()) == taken.count(1) < len(taken)
 
 
-def test_either_order_will_do_but_not_one_thing_twice():
+def test_the_left_or_upper_thing_comes_first_wherever_a_caption_says_so(looks):
+    _, _, stream = looks
+    told = {"left": 0, "right": 0, "above": 0, "below": 0, "": 0}
+    for i in range(300):
+        scene = stream.composer[i]
+        first, last, placed = in_place(scene)
+        if first is last:
+            assert placed and len(scene.counts()) == 1
+            continue
+        where = scene.relation(0, 1) if len(scene.objects) == 2 else ""
+        told[where] += 1
+        assert placed == bool(where)
+        if where:
+            axis = 0 if where in ("left", "right") else 1
+            assert first.centre[axis] < last.centre[axis]
+            across = ("left", "right", "gauche", "droite")
+            says = across if axis == 0 else ("above", "below", "haut", "bas", "top", "bottom")
+            assert any(word in stream.caption(scene, i) for word in says)
+    assert min(told[where] for where in ("left", "right", "above", "below")) > 5
+
+
+def test_what_is_placed_keeps_its_order_and_what_is_not_may_come_in_either():
     one, other = torch.ones(1, 3), torch.zeros(1, 3)
     wanted = torch.stack([one, other], 1)
-    assert either_order(wanted, wanted).item() == either_order(wanted.flip(1), wanted).item() == 0
-    assert either_order(torch.stack([one, one], 1), wanted).item() == pytest.approx(0.5)
+    free, fixed = torch.tensor([False]), torch.tensor([True])
+    assert error(wanted, wanted, free).item() == error(wanted.flip(1), wanted, free).item() == 0
+    assert error(wanted, wanted, fixed).item() == 0 and error(wanted.flip(1), wanted, fixed).item() == 1
+    assert error(torch.stack([one, one], 1), wanted, free).item() == pytest.approx(0.5)
 
 
 def test_looks_are_read_off_what_follows_the_caption(looks):

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cartouche.data import shuffle
-from cartouche.data.scenes import Placed
+from cartouche.data.scenes import Placed, Scene
 from cartouche.data.streams import Scenes
 from cartouche.nets.clip import CLIPTextModel
 from cartouche.text import Tokenizer
@@ -46,10 +46,12 @@ class Teller(nn.Module):
 
 
 class Picturing:
-    """Foresee the looks of a caption's two things, in either order; and stay near what the tower said before.
+    """Foresee the looks of a caption's two things in order of place; and stay near what the tower said before.
 
-    batch["ids"]: (B, N); batch["looks"]: (B, 2, K), the same twice where there is one thing. echo: what moving the
-    states costs, as a share of their square; a U-Net that already listens to them is spared a new language.
+    batch["ids"]: (B, N); batch["looks"]: (B, 2, K), the left or upper thing first, the same twice where there is one;
+    batch["placed"]: (B,), whether the caption says which stands where: where it does not, either order will do. echo:
+    what moving the states costs, as a share of their square; a U-Net that already listens to them is spared a new
+    language.
     """
 
     def __init__(self, text_encoder: CLIPTextModel, echo: float = 0.1) -> None:
@@ -57,7 +59,7 @@ class Picturing:
 
     def __call__(self, net: Any, batch: dict[str, Any], generator: Generator) -> tuple[Tensor, dict[str, float]]:
         said, states = net(batch["ids"])
-        away = either_order(said.float(), batch["looks"].float()).mean()
+        away = error(said.float(), batch["looks"].float(), batch["placed"]).mean()
         notes = {"away": float(away.detach())}
         if not float(torch.rand((), generator=generator, device=generator.device)) < ECHOED:
             return away, notes
@@ -68,22 +70,23 @@ class Picturing:
         return away + self.echo / ECHOED * moved, notes | {"moved": float(moved.detach())}
 
 
-def either_order(said: Tensor, wanted: Tensor) -> Tensor:
-    """Mean square error (B,) of two vectors each (B, 2, K), in the order in which they fit better."""
+def error(said: Tensor, wanted: Tensor, placed: Tensor) -> Tensor:
+    """Mean square error (B,) of two vectors each (B, 2, K); unless `placed` (B,), in the order that fits better."""
     straight, crossed = ((said - one).square().mean((1, 2)) for one in (wanted, wanted.flip(1)))
-    return torch.minimum(straight, crossed)
+    return torch.where(placed, straight, torch.minimum(straight, crossed))
 
 
 @dataclass
 class Looks:
     """Captions with the looks of their things, computed once; those of a batch are of like length, cut to the longest.
 
-    ids (S, N), the shortest captions first; looks (S, 2, K). Sample i belongs to run i // batch, which are taken in
-    another order every time round.
+    ids (S, N), the shortest captions first; looks (S, 2, K), in order of place; placed (S,). Sample i belongs to run
+    i // batch, which are taken in another order every time round.
     """
 
     ids: np.ndarray
     looks: np.ndarray
+    placed: np.ndarray
     end: int
     batch: int
 
@@ -91,25 +94,29 @@ class Looks:
     def of(
         cls, stream: Scenes, tokenizer: Tokenizer, look: Callable[[Placed], np.ndarray], count: int, batch: int
     ) -> Looks:
-        """Of the first scenes of a stream that show one or two different things, `count` in all; whole batches."""
+        """Of the first scenes of a stream that show one or two different things, `count` in all; whole batches.
+
+        The stream's captions must say the place of two things whenever it is clear (Manner.place 1).
+        """
         rows: list[tuple[np.ndarray, ...]] = []
         index = 0
         while len(rows) < count // batch * batch:
             scene = stream.composer[index]
-            things = list({placed.drawing.concept: placed for placed in scene.objects}.values())
-            if len(things) <= THINGS:
-                rows.append((tokenizer.batch([stream.caption(scene, index)])[0], look(things[0]), look(things[-1])))
+            first, last, said = in_place(scene)
+            if len(scene.counts()) <= THINGS:
+                words = tokenizer.batch([stream.caption(scene, index)])[0]
+                rows.append((words, np.stack([look(first), look(last)]), np.array(said)))
             index += 1
+        ids, looks, placed = (np.stack(column) for column in zip(*rows, strict=True))
         end = int(tokenizer.batch([""])[0][-1])
-        ids = np.stack([row[0] for row in rows]).astype(np.int32)
         order = np.argsort((ids != end).sum(1), kind="stable")
-        return cls(ids[order], np.stack([row[1:] for row in rows])[order].astype(np.float32), end, batch)
+        return cls(ids[order].astype(np.int32), looks[order].astype(np.float32), placed[order], end, batch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: value[0] for name, value in self.gather([index]).items()}
 
     def gather(self, indices: Sequence[int]) -> dict[str, Any]:
-        """{"ids": (B, N'), "looks": (B, 2, K)}: two end tokens or more each, and every eighth run at full length."""
+        """{"ids": (B, N'), "looks": (B, 2, K), "placed": (B,)}: two end tokens or more each, every eighth run whole."""
         runs = len(self.ids) // self.batch
         whole = indices[0] // self.batch % 8 == 0
         places = []
@@ -118,4 +125,17 @@ class Looks:
             places.append(shuffle.place(run % runs, runs, 0, run // runs) * self.batch + here)
         ids = self.ids[places]
         longest = ids.shape[1] if whole else int((ids != self.end).sum(1).max()) + 2
-        return {"ids": ids[:, :longest].astype(np.int64), "looks": self.looks[places]}
+        return {
+            "ids": ids[:, :longest].astype(np.int64),
+            "looks": self.looks[places],
+            "placed": self.placed[places],
+        }
+
+
+def in_place(scene: Scene) -> tuple[Placed, Placed, bool]:
+    """A scene's first and last kind of thing, and whether a caption says where: then the left or upper one is first."""
+    kinds = list({thing.drawing.concept: thing for thing in scene.objects}.values())
+    where = scene.relation(0, 1) if len(scene.objects) == len(kinds) == THINGS else ""
+    if where in ("right", "below"):
+        kinds.reverse()
+    return kinds[0], kinds[-1], bool(where) or len(kinds) == 1
