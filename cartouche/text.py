@@ -113,7 +113,7 @@ class Tokenizer:
         context = config.get("model_max_length", DEFAULT_CONTEXT)
         if isinstance(context, bool) or not isinstance(context, int | float):
             raise CartoucheError(f"{folder} has model_max_length={shown(repr(context))}; wanted a number")
-        return cls(_load_backend(folder), int(min(context, 1_000_000)), _pad_token(folder, config))
+        return cls(backend_of(folder), int(min(context, 1_000_000)), _pad_token(folder, config))
 
     def save(self, folder: str | Path) -> None:
         """Write the folder that transformers' CLIPTokenizer opens, in the new layout and in the old one."""
@@ -312,7 +312,8 @@ def _backend(vocab: dict[str, int], merges: list[Pair]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _load_backend(folder: Path) -> tokenizers.Tokenizer:
+def backend_of(folder: Path) -> tokenizers.Tokenizer:
+    """The library's engine for a folder's words: of any tokenizer.json, or of the vocab.json and merges.txt of CLIP."""
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if whole.is_file():
         try:

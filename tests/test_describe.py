@@ -67,7 +67,7 @@ def test_captions_of_a_batch_are_the_likeliest_words_one_by_one(describer: Descr
     ids = speech.prompt([Turn(dialogue.caption_prompt())], [images.to_uint8(given)[0]]).ids
     for one, picture in zip(said, given, strict=True):
         words = greedy(net, ids, picture[None], speech.sayable, speech.marks.end, 6)
-        assert one.text == speech.text_of([i for i in words.ids if i != speech.marks.end])
+        assert one.text == speech.tongue.text([i for i in words.ids if i != speech.marks.end])
         assert one.confidence == pytest.approx(words.confidence, rel=1e-3)
 
 
@@ -76,7 +76,7 @@ def test_examples_stand_before_the_question_with_their_pictures(describer: Descr
     said = describer.ask(given[2], "which?", [(given[0], "red"), (given[1:2], "blue")], manner=SHORT)
     prompt = dialogue.question_prompt("which?")
     turns = [Turn(prompt, "red"), Turn(prompt, "blue"), Turn(prompt)]
-    ids = dialogue.spell(turns, speech.ids_of, speech.marks).ids
+    ids = speech.tongue.ids(turns, speech.marks)
     assert ids.count(speech.marks.image) == 3 * PATCHES and ids.count(speech.marks.end) == 2
     words = greedy(net, ids, given, speech.sayable, speech.marks.end, 6)
     assert said.confidence == pytest.approx(words.confidence, rel=1e-3)
@@ -126,7 +126,7 @@ def test_words_are_drawn_as_often_as_they_are_likely() -> None:
 def test_signs_and_digits_join_the_words_they_belong_to(describer: Describer) -> None:
     speech = describer.speech
     for text in ("a red apple, 3d style", "12 cats", "l'e-mail", "a cat (two)", "rouge : oui"):
-        assert speech.text_of(speech.ids_of(text)) == text
+        assert speech.tongue.text(speech.tongue.spelled(text)) == text
 
 
 # scenes

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from small_families import small
+from small_readers import llava_folder, reading_model
 
 from cartouche import images
 from cartouche.cli import main
@@ -42,6 +43,11 @@ def at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mask = np.zeros((64, 64, 3), np.uint8)
     mask[16:48, 16:48] = 255
     images.save_png(tmp_path / "mask.png", mask)
+    reader = reading_model(tmp_path / "reader")
+    for part, name in (("clip", "clip-folder"), ("detector", "owlvit-folder")):
+        shutil.copytree(reader / part, tmp_path / name)
+        shutil.copytree(reader / "tokenizer", tmp_path / name, dirs_exist_ok=True)
+    llava_folder(tmp_path / "llava-folder")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

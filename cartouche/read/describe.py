@@ -47,7 +47,7 @@ class Describer:
     """An opened captioner. folder: a model folder with captioner/, a LLaVA folder in transformers' layout, or None.
 
     engine: "openvino", "torch" or "auto", as in parts.py; batch: how many pictures go through together.
-    Raises CartoucheError where there is no captioner, or its words are not those of a CLIP tokenizer.
+    Raises CartoucheError where there is no captioner, or its words are of no kind known here (tongue.py).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Describer:
         manner: Manner = CAPTION,
     ) -> list[Said]:
         """A caption of each picture, (B, 3, H, W) in [-1, 1], in the language; the examples' captions go before."""
-        prompt = dialogue.caption_prompt(language)
+        prompt = self.speech.tongue.caption(language)
         return self._said([(prompt, examples, one) for one in images.to_uint8(pictures)], manner)
 
     def ask(
@@ -104,7 +104,7 @@ class Describer:
         if not all(question.strip() for question in questions):
             raise CartoucheError("an empty question was asked; write what you want to know")
         seen = images.to_uint8(pictures)
-        prompts = [dialogue.question_prompt(question, language) for question in questions]
+        prompts = [self.speech.tongue.question(question, language) for question in questions]
         return self._said([(prompt, examples, one) for prompt, one in zip(prompts, seen, strict=True)], manner)
 
     def scene(self, picture: np.ndarray, manner: Manner = SCENE) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Describer:
         the mean probability of what the net itself said.
         """
         seen = images.to_uint8(pictures)
-        prompts = [self.speech.prompt([Turn(dialogue.scene_prompt())], [one]) for one in seen]
+        prompts = [self.speech.prompt([Turn(self.speech.tongue.scene())], [one]) for one in seen]
         writers = [Writer(self.speech.vocabulary, self.shape) for _ in prompts]
         said = self.speech.say(prompts, manner, [_under(writer) for writer in writers])
         for writer, words in zip(writers, said, strict=True):
@@ -134,7 +134,7 @@ class Describer:
         """What is said to prompts, each about a picture (H, W, 3) uint8 and after examples."""
         prompts = [self._prompt(*one) for one in asked]
         told = self.speech.say(prompts, manner)
-        return [Said(self.speech.text_of(words.ids), words.confidence) for words in told]
+        return [Said(self.speech.tongue.text(words.ids), words.confidence) for words in told]
 
     def _prompt(self, prompt: str, examples: Sequence[Example], picture: np.ndarray) -> Prompt:
         turns = [*(Turn(prompt, answer) for _, answer in examples), Turn(prompt)]

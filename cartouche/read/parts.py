@@ -58,7 +58,7 @@ class Part:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The part's own words, or those that the whole model shares."""
-        return Tokenizer.load(self._words)
+        return Tokenizer.load(self.words)
 
     def preparation(self, side: int, patch: int = 0) -> Preparation:
         """How a picture becomes what a tower of side x side takes, or one that stretches its places (prepare.py)."""
@@ -100,7 +100,7 @@ class Part:
         return folders.load_net(self.folder, choose(self.device))
 
     @property
-    def _words(self) -> Path:
+    def words(self) -> Path:
         """Where the tokenizer lies."""
         shared = self.folder.parent / "tokenizer"
         own = any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
@@ -108,7 +108,7 @@ class Part:
 
     def _settings(self) -> list[Path]:
         pictures = [self.folder / name for name in ("config.json", *FILES)]
-        return [path for path in (*pictures, *sorted(self._words.glob("*.json"))) if path.is_file()]
+        return [path for path in (*pictures, *sorted(self.words.glob("*.json"))) if path.is_file()]
 
 
 def found(folder: Path | str | None, name: str) -> Path:

@@ -6,7 +6,6 @@ keys and values (nets/llama.py), which go in and out of the net as plain arrays.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,19 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cartouche.config import CartoucheError
-from cartouche.data.dialogue import Marks, Turn, spell
+from cartouche.data.dialogue import Marks, Turn
 from cartouche.data.scenes import rng_of
 from cartouche.read.grammar import Vocabulary
 from cartouche.read.parts import Part
-
-_JOINED = (
-    (re.compile(r" (?=[,.;)\]])"), ""),
-    (re.compile(r"(?<=[(\[]) "), ""),
-    (re.compile(r" ?(['\u2019-]) ?"), r"\1"),
-    (re.compile(r"(?<=\d) (?=\d)"), ""),
-    (re.compile(r"\b3 d\b"), "3d"),
-)
-"""A word-piece tokenizer sets signs and digits apart; here they come together again."""
+from cartouche.read.tongue import tongue_of
 
 
 class Prompt(NamedTuple):
@@ -78,45 +69,34 @@ class Speech:
         self.text, vision = dict(config.get("text_config") or {}), dict(config.get("vision_config") or {})
         grid = (int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))) ** 2
         patches = grid + (config.get("vision_feature_select_strategy", "default") == "full")
-        tokenizer = part.tokenizer
-        self.marks = Marks(tokenizer.start_id, tokenizer.end_id, int(config.get("image_token_index", 32000)), patches)
+        self.tongue = tongue_of(part)
+        self.marks = Marks(self.tongue.start, self.tongue.end, int(config.get("image_token_index", 32000)), patches)
         self.prepare = part.preparation(int(vision.get("image_size", 336)))
-        if tokenizer.vocab_size > int(self.text["vocab_size"]):
+        if self.tongue.size > int(self.text["vocab_size"]):
             raise CartoucheError(
-                f"{part.folder} has {self.text['vocab_size']} words for a tokenizer of {tokenizer.vocab_size}"
+                f"{part.folder} has {self.text['vocab_size']} words for a tokenizer of {self.tongue.size}"
             )
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What each id says, for constrained decoding."""
-        return Vocabulary(self.part.tokenizer.spelling())
+        return Vocabulary(self.tongue.pieces())
 
     @cached_property
     def sayable(self) -> np.ndarray:
         """The ids of free speech: those that say something, and the end."""
-        said = [i for i, piece in enumerate(self.vocabulary.pieces) if piece.strip()]
+        said = [i for i, piece in enumerate(self.vocabulary.pieces) if self.tongue.speaks(piece)]
         return np.array(sorted({*said, self.marks.end}), np.int64)
 
     def prompt(self, turns: Sequence[Turn], pictures: Sequence[np.ndarray]) -> Prompt:
         """A conversation and its pictures, each (H, W, 3) uint8. Raises CartoucheError where it is too long."""
-        ids = spell(turns, self.ids_of, self.marks).ids
+        ids = self.tongue.ids(turns, self.marks)
         if ids.count(self.marks.image) != len(pictures) * self.marks.patches:
             raise CartoucheError(f"{len(pictures)} pictures given for a prompt with another number of places for them")
         room = int(self.text.get("max_position_embeddings", 2048))
         if len(ids) >= room:
             raise CartoucheError(f"a prompt of {len(ids)} words and patches for a net of {room}; give fewer examples")
         return Prompt(ids, np.stack([self.prepare(picture) for picture in pictures]))
-
-    def ids_of(self, text: str) -> list[int]:
-        """A text's ids, without start and end."""
-        return [one for word in self.part.tokenizer.words(text) for one in word.ids]
-
-    def text_of(self, ids: Sequence[int]) -> str:
-        """The text of ids, its signs and digits joined to the words they belong to."""
-        text = self.part.tokenizer.decode(ids)
-        for pattern, joined in _JOINED:
-            text = pattern.sub(joined, text)
-        return text
 
     def say(self, prompts: Sequence[Prompt], manner: Manner, allowed: Sequence[Allowed] | None = None) -> list[Words]:
         """What the net says to each prompt, in the order given; those of one length go through it together.
