@@ -29,20 +29,27 @@ ECHOED = 1 / 3  # the share of batches that are held against the tower as it was
 
 
 class Teller(nn.Module):
-    """A text tower and what it says two things look like, `numbers` numbers each."""
+    """A text tower and what it says two things look like, `numbers` numbers each.
+
+    Only what follows a caption knows all of it, since the tower looks backwards alone: there the tokens at even places
+    speak of the first thing and those at odd places of the second, in one language, so that a U-Net can attend to the
+    one where it draws the one and to the other where it draws the other.
+    """
 
     def __init__(self, text_encoder: CLIPTextModel, numbers: int) -> None:
         super().__init__()
         self.text_encoder, self.numbers = text_encoder, numbers
-        self.look = nn.Linear(text_encoder.config.hidden_size, THINGS * numbers)
+        self.look = nn.Linear(text_encoder.config.hidden_size, numbers)
         self.end = text_encoder.config.eos_token_id
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Looks (B, THINGS, K) of token ids (B, N), off the mean state from the end token on; and all states."""
-        states = self.text_encoder(ids)[0]  # (B, N, D)
-        ended = (ids == self.end).to(states)[..., None]
-        mean = (states * ended).sum(1) / ended.sum(1)
-        return self.look(mean).view(len(ids), THINGS, self.numbers), states
+        """Looks (B, THINGS, K) of token ids (B, N) that end in two end tokens or more; and all states (B, N, D)."""
+        states = self.text_encoder(ids)[0]
+        turn = (
+            torch.arange(ids.shape[1], device=ids.device) % THINGS == torch.arange(THINGS, device=ids.device)[:, None]
+        )
+        shares = ((ids == self.end)[:, None] & turn).to(states)  # (B, THINGS, N)
+        return self.look(shares @ states / shares.sum(2, keepdim=True)), states
 
 
 class Picturing:
@@ -96,19 +103,20 @@ class Looks:
     ) -> Looks:
         """Of the first scenes of a stream that show one or two different things, `count` in all; whole batches.
 
+        Captions that fill the context, so that no tokens are left to tell the looks, are passed over.
         The stream's captions must say the place of two things whenever it is clear (Manner.place 1).
         """
+        end = int(tokenizer.batch([""])[0][-1])
         rows: list[tuple[np.ndarray, ...]] = []
         index = 0
         while len(rows) < count // batch * batch:
             scene = stream.composer[index]
             first, last, said = in_place(scene)
-            if len(scene.counts()) <= THINGS:
-                words = tokenizer.batch([stream.caption(scene, index)])[0]
+            words = tokenizer.batch([stream.caption(scene, index)])[0]
+            if len(scene.counts()) <= THINGS <= (words == end).sum():
                 rows.append((words, np.stack([look(first), look(last)]), np.array(said)))
             index += 1
         ids, looks, placed = (np.stack(column) for column in zip(*rows, strict=True))
-        end = int(tokenizer.batch([""])[0][-1])
         order = np.argsort((ids != end).sum(1), kind="stable")
         return cls(ids[order].astype(np.int32), looks[order].astype(np.float32), placed[order], end, batch)
 
