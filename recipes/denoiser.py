@@ -5,13 +5,16 @@
 It needs the runs of recipes/autoencoder.py, recipes/clip.py and recipes/looks.py beside its own. The first start
 encodes the scenes (six minutes on one core).
 
-Run four times. On one core of an AMD EPYC (bf16): 147,000 pictures with AdamW, then 4,200 steps of 48 with Muon as it
+Run five times. On one core of an AMD EPYC (bf16): 147,000 pictures with AdamW, then 4,200 steps of 48 with Muon as it
 stands here, the text tower held. On one core of an Intel Xeon (AMX), from those weights: 1,740 steps of 96 with the
 text tower (start=FOLDER steps=1740 cooldown=990 batch=96, text_rate 0.25 at first, 0.75 from step 460), 85 minutes at
-33 images/s. On two cores of an AMD EPYC (Zen 4), from those weights but with the tower of recipes/looks.py:
-1,500 steps of 96 (start=FOLDER text=FOLDER batch=96 text_rate=0.3 warmup=60 steps=1500 cooldown=1150), 80 minutes at
-31 images/s; it moved more than all before. Reached on the averaged weights: see benchmarks/results/drawing.json, and
-docs/journal.md for what is left to learn and how to go on.
+33 images/s. On two cores of an AMD EPYC (Zen 4), from those weights but with the tower of recipes/looks.py as it first
+was: 1,500 steps of 96 (start=FOLDER text=FOLDER batch=96 text_rate=0.3 warmup=60 steps=1500 cooldown=1150), 80 minutes
+at 31 images/s; it moved more than all before. There again, with MIXTURE as it stands here (twice as many pairs of
+different things): 480 steps with the tower that told both things by all tokens, then 900 with the one that tells each
+at places of its own (compile=true warmup=40 steps=900 cooldown=720), 70 minutes together, 33 images/s: what stood on
+which side was chance before, and is obeyed now. Reached on the averaged weights: see benchmarks/results/drawing.json,
+and docs/journal.md for what is left to learn and how to go on.
 """
 
 import json
