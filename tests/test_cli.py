@@ -140,6 +140,7 @@ def test_ctrl_c_leaves_nothing_behind(tiny_model, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert json.loads(child.stdout.readline())["event"] == "step"
     child.send_signal(signal.SIGINT)
