@@ -30,7 +30,7 @@ from cartouche.measure.obedience import hundred_names
 from cartouche.nets.clip import CLIPTextModel
 from cartouche.read.memory import Look, Memory
 from cartouche.text import Tokenizer
-from cartouche.train.looks import Looks, Picturing, Teller, error
+from cartouche.train.looks import Looks, Picturing, Teller, squared_error
 from cartouche.train.loop import Task, TrainSettings
 from cartouche.train.stream import Source
 from cartouche.weights.folder import load_net, save_net
@@ -111,7 +111,7 @@ class LooksRecipe:
         """How much of the looks of things in captions never trained on is foreseen."""
         held = self.looks(seed=56, count=HELD, batch=HELD).gather(range(HELD))
         ids, wanted, placed = (torch.from_numpy(held[name]) for name in ("ids", "looks", "placed"))
-        away = error(average(ids)[0], wanted, placed)
+        away = squared_error(average(ids)[0], wanted, placed)
         spread = (wanted - wanted.mean(0)).square().mean()
         lone = (wanted[:, 0] == wanted[:, 1]).all(1)
         shares = {"lone": lone, "two, placed": placed & ~lone, "two, not placed": ~placed}

@@ -15,7 +15,7 @@ from cartouche.nets.clip import CLIPTextModel
 from cartouche.nets.clip_config import CLIPTextConfig
 from cartouche.read.memory import Look, Memory
 from cartouche.text import Tokenizer
-from cartouche.train.looks import Looks, Picturing, Teller, error, in_place
+from cartouche.train.looks import Looks, Picturing, Teller, in_place, squared_error
 from cartouche.train.loop import TrainSettings, fit
 
 NUMBERS, BATCH = 4, 8
@@ -95,9 +95,9 @@ def test_what_is_placed_keeps_its_order_and_what_is_not_may_come_in_either():
     one, other = torch.ones(1, 3), torch.zeros(1, 3)
     wanted = torch.stack([one, other], 1)
     free, fixed = torch.tensor([False]), torch.tensor([True])
-    assert error(wanted, wanted, free).item() == error(wanted.flip(1), wanted, free).item() == 0
-    assert error(wanted, wanted, fixed).item() == 0 and error(wanted.flip(1), wanted, fixed).item() == 1
-    assert error(torch.stack([one, one], 1), wanted, free).item() == pytest.approx(0.5)
+    assert squared_error(wanted, wanted, free).item() == squared_error(wanted.flip(1), wanted, free).item() == 0
+    assert squared_error(wanted, wanted, fixed).item() == 0 and squared_error(wanted.flip(1), wanted, fixed).item() == 1
+    assert squared_error(torch.stack([one, one], 1), wanted, free).item() == pytest.approx(0.5)
 
 
 def test_looks_are_read_off_what_follows_the_caption_at_even_and_at_odd_places(looks):

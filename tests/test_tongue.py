@@ -17,7 +17,6 @@ from cartouche import images
 from cartouche.config import CartoucheError
 from cartouche.data.dialogue import IMAGE, Turn
 from cartouche.read.describe import Describer
-from cartouche.read.grammar import Vocabulary
 from cartouche.read.speech import Manner
 from cartouche.read.tongue import Chat
 from cartouche.weights import folder as folders
@@ -75,7 +74,6 @@ def test_pieces_say_what_the_tokenizer_says_byte_by_byte(llava: Path) -> None:
     assert {i for i, piece in enumerate(pieces) if not piece} == {
         tongue._backend.token_to_id(one) for one in (*MARKS, IMAGE)
     }
-    assert Vocabulary(pieces).pieces is pieces
 
 
 def test_a_caption_is_asked_in_its_language_and_a_scene_is_whole(llava: Path) -> None:

@@ -58,12 +58,12 @@ class Spelled(NamedTuple):
 
 def caption_prompt(language: str = "en") -> str:
     """Shows a picture and asks for a caption in the language."""
-    return f"{IMAGE} {CAPTION[_known(language)]}"
+    return f"{IMAGE} {CAPTION[known(language)]}"
 
 
 def question_prompt(question: str, language: str = "en") -> str:
     """Shows a picture and asks a question about it; an IMAGE that the question itself holds is taken out."""
-    return f"{IMAGE} {QUESTION[_known(language)].format(question.replace(IMAGE, ' ').strip())}"
+    return f"{IMAGE} {QUESTION[known(language)].format(question.replace(IMAGE, ' ').strip())}"
 
 
 def scene_prompt() -> str:
@@ -142,7 +142,8 @@ def _around(group: Sequence[Placed], size: int) -> tuple[int, int, int, int]:
     return x0, y0, x1, y1
 
 
-def _known(language: str) -> str:
+def known(language: str) -> str:
+    """The language itself. Raises CartoucheError where nothing is said in it."""
     if language not in LANGUAGES:
         raise unknown("language", language, LANGUAGES)
     return language

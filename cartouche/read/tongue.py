@@ -17,9 +17,8 @@ from typing import Any, Protocol
 
 import tokenizers
 
-from cartouche.config import CartoucheError, read_json, unknown
+from cartouche.config import CartoucheError, read_json
 from cartouche.data import dialogue
-from cartouche.data.captions import LANGUAGES
 from cartouche.data.dialogue import IMAGE, Marks, Turn
 from cartouche.read.parts import Part
 from cartouche.text import START, Tokenizer, backend_of
@@ -113,7 +112,7 @@ class Chat:
             raise CartoucheError(f"{folder} has words of an unknown kind; known are CLIP's, and Llama's with {SPACE!r}")
         given = folder / "tokenizer_config.json"
         names = read_json(given) if given.is_file() else {}
-        self.start, self._stop = _special(backend, names, "bos_token", "<s>")
+        self.start, _ = _special(backend, names, "bos_token", "<s>")
         self.end, self._stop = _special(backend, names, "eos_token", "</s>")
         self.size = backend.get_vocab_size()
         backend.no_truncation()
@@ -122,13 +121,10 @@ class Chat:
         self._backend, self._image = backend, backend.token_to_id(IMAGE)
 
     def caption(self, language: str) -> str:
-        if language not in DESCRIBE:
-            raise unknown("language", language, LANGUAGES)
-        return f"{IMAGE}\n{DESCRIBE[language]}"
+        return f"{IMAGE}\n{DESCRIBE[dialogue.known(language)]}"
 
     def question(self, question: str, language: str) -> str:
-        if language not in DESCRIBE:
-            raise unknown("language", language, LANGUAGES)
+        dialogue.known(language)
         return f"{IMAGE}\n{question.replace(IMAGE, ' ').strip()}"
 
     def scene(self) -> str:

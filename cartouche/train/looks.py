@@ -66,7 +66,7 @@ class Picturing:
 
     def __call__(self, net: Any, batch: dict[str, Any], generator: Generator) -> tuple[Tensor, dict[str, float]]:
         said, states = net(batch["ids"])
-        away = error(said.float(), batch["looks"].float(), batch["placed"]).mean()
+        away = squared_error(said.float(), batch["looks"].float(), batch["placed"]).mean()
         notes = {"away": float(away.detach())}
         if not float(torch.rand((), generator=generator, device=generator.device)) < ECHOED:
             return away, notes
@@ -77,7 +77,7 @@ class Picturing:
         return away + self.echo / ECHOED * moved, notes | {"moved": float(moved.detach())}
 
 
-def error(said: Tensor, wanted: Tensor, placed: Tensor) -> Tensor:
+def squared_error(said: Tensor, wanted: Tensor, placed: Tensor) -> Tensor:
     """Mean square error (B,) of two vectors each (B, 2, K); unless `placed` (B,), in the order that fits better."""
     straight, crossed = ((said - one).square().mean((1, 2)) for one in (wanted, wanted.flip(1)))
     return torch.where(placed, straight, torch.minimum(straight, crossed))
