@@ -5,7 +5,7 @@
 It needs the runs of recipes/autoencoder.py, recipes/clip.py and recipes/looks.py beside its own. The first start
 encodes the scenes (six minutes on one core).
 
-Run five times. On one core of an AMD EPYC (bf16): 147,000 pictures with AdamW, then 4,200 steps of 48 with Muon as it
+Run six times. On one core of an AMD EPYC (bf16): 147,000 pictures with AdamW, then 4,200 steps of 48 with Muon as it
 stands here, the text tower held. On one core of an Intel Xeon (AMX), from those weights: 1,740 steps of 96 with the
 text tower (start=FOLDER steps=1740 cooldown=990 batch=96, text_rate 0.25 at first, 0.75 from step 460), 85 minutes at
 33 images/s. On two cores of an AMD EPYC (Zen 4), from those weights but with the tower of recipes/looks.py as it first
@@ -13,7 +13,9 @@ was: 1,500 steps of 96 (start=FOLDER text=FOLDER batch=96 text_rate=0.3 warmup=6
 at 31 images/s; it moved more than all before. There again, with MIXTURE as it stands here (twice as many pairs of
 different things): 480 steps with the tower that told both things by all tokens, then 900 with the one that tells each
 at places of its own (compile=true warmup=40 steps=900 cooldown=720), 70 minutes together, 33 images/s: what stood on
-which side was chance before, and is obeyed now. Reached on the averaged weights: see benchmarks/results/drawing.json,
+which side was chance before, and is obeyed now. There again, with as much care for how things look as for what and where
+they are (start=FOLDER shift=1 batch=96 text_rate=0.3 compile=true warmup=40 steps=1350 cooldown=1080): 72 minutes, 31
+images/s; style of one thing 46 to 56 %, of two 52 to 67 %. Reached on the averaged weights: see benchmarks/results/drawing.json,
 and docs/journal.md for what is left to learn and how to go on.
 """
 
@@ -88,6 +90,9 @@ class Denoiser:
     text_rate: at what share of the U-Net's rate the text tower learns. start: a model folder whose U-Net and text tower
     are trained on, in place of a new net and the tower of recipes/looks.py; text: another tower than that.
 
+    shift: towards noise, where it is learned what is to be drawn and where; with 1 half of the steps are of the later half
+    of the ladder, where it is learned how that looks.
+
     favour: how many times as often the hundred names of measure/obedience.py are drawn; at 18 they are three objects in
     four: a net this small, trained this briefly, has no time for fifteen hundred (it has not learned the hundred yet).
     """
@@ -97,6 +102,7 @@ class Denoiser:
     scenes: int = 32_768
     favour: float = 18.0
     drop: float = 0.1
+    shift: float = 3.0
     text: str = ""
     text_rate: float = 0.25
     start: str = ""
@@ -130,7 +136,7 @@ class Denoiser:
     def task(self) -> Task:
         self.prepare()
         _, empty = latents.opened(self.cache)
-        return Denoising(from_config(SCHEDULER), empty, kind="v_prediction", drop=self.drop, shift=3.0)
+        return Denoising(from_config(SCHEDULER), empty, kind="v_prediction", drop=self.drop, shift=self.shift)
 
     def source(self) -> Source:
         self.prepare()
