@@ -13,10 +13,10 @@ was: 1,500 steps of 96 (start=FOLDER text=FOLDER batch=96 text_rate=0.3 warmup=6
 at 31 images/s; it moved more than all before. There again, with MIXTURE as it stands here (twice as many pairs of
 different things): 480 steps with the tower that told both things by all tokens, then 900 with the one that tells each
 at places of its own (compile=true warmup=40 steps=900 cooldown=720), 70 minutes together, 33 images/s: what stood on
-which side was chance before, and is obeyed now. There again, with as much care for how things look as for what and where
-they are (start=FOLDER shift=1 batch=96 text_rate=0.3 compile=true warmup=40 steps=1350 cooldown=1080): 72 minutes, 31
-images/s; style of one thing 46 to 56 %, of two 52 to 67 %. Reached on the averaged weights: see benchmarks/results/drawing.json,
-and docs/journal.md for what is left to learn and how to go on.
+which side was chance before, and is obeyed now. There again, with as much care for how things look as for what they are
+and where (start=FOLDER shift=1 batch=96 text_rate=0.3 compile=true warmup=40 steps=1350 cooldown=1080): 72 minutes, 31
+images/s; style of one thing 46 to 56 %, of two 52 to 67 %. Reached on the averaged weights: see
+benchmarks/results/drawing.json, and docs/journal.md for what is left to learn and how to go on.
 """
 
 import json
@@ -90,8 +90,8 @@ class Denoiser:
     text_rate: at what share of the U-Net's rate the text tower learns. start: a model folder whose U-Net and text tower
     are trained on, in place of a new net and the tower of recipes/looks.py; text: another tower than that.
 
-    shift: towards noise, where it is learned what is to be drawn and where; with 1 half of the steps are of the later half
-    of the ladder, where it is learned how that looks.
+    shift: towards noise, where it is learned what is to be drawn and where; with 1 half of the steps are of the later
+    half of the ladder, where it is learned how that looks.
 
     favour: how many times as often the hundred names of measure/obedience.py are drawn; at 18 they are three objects in
     four: a net this small, trained this briefly, has no time for fifteen hundred (it has not learned the hundred yet).

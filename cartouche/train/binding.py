@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
+from cartouche.config import CartoucheError
 from cartouche.data.captions import LANGUAGES
-from cartouche.data.negatives import Negatives, bound
+from cartouche.data.negatives import CHANGES, Negatives, bound, pair
 from cartouche.data.scenes import Scene, render, rng_of
 from cartouche.data.streams import Scenes
 from cartouche.images import from_uint8
@@ -19,40 +21,58 @@ from cartouche.train.reading import trimmed
 from cartouche.train.tasks import LN_100, Batch, Notes, contrastive_loss, pictures, similarity
 
 COLOURING = 0xB0DE
+TRIES = 200  # scenes looked at for one that can be changed
 
 
 @dataclass
 class Bound:
-    """Scenes whose things have colours of their own, with a true caption and `count` hard negatives.
+    """Pairs of scenes that differ by one small thing, every scene with a true caption and `count` false ones.
 
+    Samples i and i + `apart` are a pair, for i in the first half of every 2 `apart` samples: with 1 the two lie side by
+    side in a batch; with the batch's size the same pictures and captions come, but never two of a pair in one batch.
     image (3, H, W); ids (N,) and negatives (count, N) int64.
     """
 
     scenes: Scenes
     negatives: Negatives
     tokenizer: Tokenizer
-    count: int = 3
+    count: int = 2
+    apart: int = 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        scene = self.scene(index)
+        block, place = divmod(index, 2 * self.apart)
+        number = block * self.apart + place % self.apart
+        scene, language = self.pair(number)[place // self.apart], self.language(number)
         pixels, _ = render(self.scenes.pack, scene)
-        seed = self.scenes.composer.seed
-        language = LANGUAGES[int(rng_of(seed, index).integers(len(LANGUAGES)))]
-        said, false = self.negatives.captioned(scene, (seed << 40) + index, language, self.count)
+        said, false = self.negatives.captioned(scene, self.seed(number), language, self.count)
         ids = [self.tokenizer.encode(text).ids for text in (said, *false)]
         return {"image": from_uint8(pixels[None])[0], "ids": ids[0], "negatives": np.stack(ids[1:])}
 
-    def scene(self, index: int) -> Scene:
-        """Scene `index`, its things coloured."""
-        composer = self.scenes.composer
-        return bound(composer[index], rng_of(composer.seed ^ COLOURING, index))
+    def pair(self, number: int) -> tuple[Scene, Scene]:
+        """The two scenes of pair `number`, things coloured; the kinds of change take turns."""
+        composer, change = self.scenes.composer, CHANGES[number % len(CHANGES)]
+        for index in range(number * TRIES, (number + 1) * TRIES):
+            scene = bound(composer[index], rng_of(composer.seed ^ COLOURING, index))
+            found = pair(scene, change, self.negatives, self.seed(number), self.language(number))
+            if found:
+                return found.scenes
+        raise CartoucheError(f"none of {TRIES} scenes can be changed in its {change}; give a mixture with more in it")
+
+    def seed(self, number: int) -> int:
+        """Of the words of both scenes of a pair."""
+        return (self.scenes.composer.seed << 40) + number
+
+    def language(self, number: int) -> str:
+        """What both scenes of a pair are told in."""
+        return LANGUAGES[int(rng_of(self.scenes.composer.seed, number).integers(len(LANGUAGES)))]
 
 
 @dataclass(frozen=True)
 class Binding:
-    """As train.tasks.Contrastive, each picture also against its negatives: further columns that no picture matches.
+    """As train.tasks.Contrastive; each picture also against its negatives, further columns that no picture matches, and
+    the two of a pair against each other alone, both ways, since nothing but what binds tells those apart.
 
-    batch: what `Bound` gives. hard=False leaves the negatives out: plain contrastive learning on the same pictures.
+    batch: what `Bound` gives with pairs side by side. hard=False is plain contrastive learning, in whatever order.
     """
 
     hard: bool = True
@@ -70,6 +90,12 @@ class Binding:
             return loss, notes
         own = (false[None] == ids[:, None]).all(-1)  # what is false of one picture may be another's caption
         apart = torch.cat([square, more.masked_fill(own, float("-inf"))], dim=1).logsumexp(1) - square.logsumexp(1)
-        wrong = more.detach().view(len(ids), len(ids), -1).diagonal().amax(0)  # (B,), each picture's own best negative
-        notes["told_apart"] = float((square.detach().diagonal() > wrong).float().mean())
-        return loss + 0.5 * apart.mean(), notes
+        pairs = torch.stack([square[i : i + 2, i : i + 2] for i in range(0, len(ids), 2)])  # (P, picture, caption)
+        right = torch.arange(2, device=pairs.device).expand(len(pairs), 2)
+        between = F.cross_entropy(pairs.mT, right) + F.cross_entropy(pairs, right)  # each over its second dimension
+        with torch.no_grad():
+            own_one = torch.eye(2, dtype=torch.bool, device=pairs.device)
+            other = pairs.masked_fill(own_one, float("-inf"))
+            best = torch.maximum(other.amax(1), other.amax(2))  # of each caption, of each picture: the false one
+            notes["told_apart"] = float((pairs.diagonal(dim1=1, dim2=2) > best).all(1).float().mean())
+        return loss + 0.5 * apart.mean() + between, notes
