@@ -6,8 +6,8 @@
 Both see the same pairs of scenes and the same captions. With hard negatives the two of a pair lie side by side in a
 batch, and are told apart alone, too; without, they come a batch after each other. benchmarks/binding.py compares them.
 
-Run once, hard=true, as it stands here: 22 minutes on one core of an AMD EPYC (Zen 4, bf16), 25 pictures/s; group score
-of 800 pairs 25 % (see docs/journal.md).
+Run once each, on one core of an AMD EPYC (Zen 4, bf16): hard 22 minutes (25 pictures/s), plain 15 (36). Group score of
+800 pairs 25 % and 20 %, 21 % before (see docs/journal.md).
 """
 
 from dataclasses import dataclass, field
