@@ -315,5 +315,7 @@ def test_hard_negatives_are_further_columns_and_pairs_are_told_apart_alone(pack,
     rivals = [scores[i, i ^ 1] - scores[i, i] for i in range(6)] + [scores[i ^ 1, i] - scores[i, i] for i in range(6)]
     between = 2 * F.softplus(torch.stack(rivals)).mean()
     torch.testing.assert_close(hard, 0.5 * (F.cross_entropy(again, wanted) + columns) + between, atol=1e-4, rtol=1e-4)
+    with pytest.raises(CartoucheError, match="batch=5 given; pairs lie side by side"):
+        Binding(hard=True)(net, {name: value[:5] for name, value in batch.items()}, torch.Generator())
     right = torch.stack(rivals).detach().view(2, 3, 2) < 0
     assert notes["told_apart"] == pytest.approx(float(right.all(2).all(0).float().mean()))

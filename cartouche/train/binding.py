@@ -81,6 +81,8 @@ class Binding:
         with torch.no_grad():
             net.logit_scale.clamp_(0.0, LN_100)
         ids, false = batch["ids"], batch["negatives"].flatten(0, 1)
+        if self.hard and len(ids) % 2:
+            raise CartoucheError(f"batch={len(ids)} given; pairs lie side by side in it: choose an even number")
         images = net.encode_image(pictures(batch["image"])).float()
         texts = net.encode_text(trimmed(torch.cat([ids, false]) if self.hard else ids)).float()
         scores = similarity(images, texts, net.logit_scale)  # (B, B + K)
@@ -91,11 +93,10 @@ class Binding:
         own = (false[None] == ids[:, None]).all(-1)  # what is false of one picture may be another's caption
         apart = torch.cat([square, more.masked_fill(own, float("-inf"))], dim=1).logsumexp(1) - square.logsumexp(1)
         pairs = torch.stack([square[i : i + 2, i : i + 2] for i in range(0, len(ids), 2)])  # (P, picture, caption)
-        right = torch.arange(2, device=pairs.device).expand(len(pairs), 2)
-        between = F.cross_entropy(pairs.mT, right) + F.cross_entropy(pairs, right)  # each over its second dimension
-        with torch.no_grad():
-            own_one = torch.eye(2, dtype=torch.bool, device=pairs.device)
-            other = pairs.masked_fill(own_one, float("-inf"))
-            best = torch.maximum(other.amax(1), other.amax(2))  # of each caption, of each picture: the false one
-            notes["told_apart"] = float((pairs.diagonal(dim1=1, dim2=2) > best).all(1).float().mean())
+        true, other_caption, other_picture = (
+            one.diagonal(dim1=1, dim2=2) for one in (pairs, pairs.flip(2), pairs.flip(1))
+        )  # (P, 2)
+        between = F.softplus(other_caption - true).mean() + F.softplus(other_picture - true).mean()
+        right = true.detach() > torch.maximum(other_caption, other_picture)
+        notes["told_apart"] = float(right.all(1).float().mean())
         return loss + 0.5 * apart.mean() + between, notes
