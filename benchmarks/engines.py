@@ -1,7 +1,7 @@
 """The engines side by side: how long a step of the U-Net takes in each, and how far their pictures are apart.
 
     python benchmarks/engines.py [--model FOLDER] [--rounds 15]          (about two minutes; needs torch)
-    python benchmarks/engines.py --large [--picture] [--rounds 5]        (half an hour; with diffusers and onnxruntime)
+    python benchmarks/engines.py --large [--picture] [--rounds 5]        (an hour; with diffusers and onnxruntime)
     python benchmarks/engines.py --small --out FILE                      (a minute: the same, on a toy)
 
 A step is one call of the U-Net: for one picture with guidance (both passes, a batch of 2) and for a batch of 16. The
@@ -12,8 +12,9 @@ compared with those of torch in fp32, in units of 255; in fp32 a mean difference
 --large is a model of the size of Stable Diffusion 1.5 (rivals.py) at 512 x 512 with guidance, against diffusers as
 installed and tuned and ONNX Runtime: the same weights, each engine in a process of its own, one step each in every
 round. They do not all fit into 20 GB, so there are three groups, and diffusers in fp32 is in each; speeds are told as
-times of it, round by round. The ceiling is a product of two large bf16 matrices, in the same rounds. Memory is that of
-a fresh process, after one step and after one picture.
+times of it, round by round. The ceiling is a product of two large bf16 matrices, in the same rounds. Whole pictures
+(text, 20 steps, decoding) are raced by those in bf16; of the others one is timed. Memory is that of a fresh process,
+after two steps and after a picture.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import RESULTS, against, interleaved, machine, parser, speedups, spread, table, write
+from bench import RESULTS, against, interleaved, machine, parser, speedups, spread, table, timed, write
 from rivals import RIVALS, SIDE, Process, inputs, write_model
 
 from cartouche.device import processor_has_bf16, use_threads
@@ -112,6 +113,7 @@ GROUPS = (  # what fits into 20 GB together
     (FIRST, "onnxruntime fp32"),
 )
 CEILING = "bf16 product"
+DRAWERS = GROUPS[0][1:]  # of whole pictures, in turns: decoding needs room, so the one in fp32 stays out
 SHARES = {  # of the time of a step, at most: ours, theirs, wanted
     "openvino to diffusers as installed": ("cartouche openvino bf16", FIRST, 0.33),
     "openvino to diffusers in bf16": ("cartouche openvino bf16", "diffusers bf16", 0.60),
@@ -130,10 +132,9 @@ def large(rounds: int = 5, limit: float = 1200.0, small: bool = False, picture: 
         found: dict[str, Any] = {"numbers": counts, "GFLOP a step": flops / 1e9, "steps": {}}
         for group in GROUPS:
             found["steps"] |= race(group, folder, rounds, limit, flops, known=found["steps"])
-        found["memory"] = {name: peak(name, folder, picture) for group in GROUPS for name in group}
+        found["memory"] = {name: peak(name, folder, picture) for name in dict.fromkeys(sum(GROUPS, ()))}
         if picture:
-            names = [name for group in GROUPS for name in group if not name.startswith("onnx")]
-            found["pictures"] = {name: drawn(name, folder) for name in dict.fromkeys(names)}
+            found["pictures"] = race_pictures(folder)
     found["targets"] = targets(found)
     return found
 
@@ -175,21 +176,28 @@ def race(
 
 
 def peak(name: str, folder: Path, picture: bool) -> dict[str, Any]:
-    """Bytes that a fresh process of a rival took at most, after two steps and, where asked for, a picture."""
+    """Bytes that a fresh process of a rival took at most, after two steps and, where asked for, a picture of two."""
     with Process(name, folder) as rival:
         rival.ask("step")
         rival.ask("step")
         found = {"step": rival.ask("memory")}
-        if picture and rival.ask("picture"):
+        if picture and rival.ask("picture 2"):
             found["picture"] = rival.ask("memory")
     return found
 
 
-def drawn(name: str, folder: Path) -> dict[str, Any]:
-    """Seconds of whole pictures, text and decoding with them; the first one warms up."""
-    with Process(name, folder) as rival:
-        taken = interleaved({name: partial(rival.ask, "picture")}, 2)
-    return {"seconds": spread(taken[name])}
+def race_pictures(folder: Path, rounds: int = 3) -> dict[str, Any]:
+    """Seconds of whole pictures: the drawers take turns, once each has warmed up on a short one; `FIRST` draws one."""
+    with ExitStack() as stack:
+        drawers = {name: stack.enter_context(Process(name, folder)) for name in DRAWERS}
+        for one in drawers.values():
+            one.ask("picture 2")
+        calls = {name: partial(one.ask, f"picture {STEPS}") for name, one in drawers.items()}
+        taken = interleaved(calls, rounds, warmup=0)
+    with Process(FIRST, folder) as rival:
+        rival.ask("picture 2")
+        taken[FIRST] = [timed(partial(rival.ask, f"picture {STEPS}"))]
+    return {name: {"seconds": spread(one)} for name, one in taken.items()}
 
 
 def targets(found: dict[str, Any]) -> dict[str, Any]:

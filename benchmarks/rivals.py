@@ -2,8 +2,8 @@
 
     python benchmarks/rivals.py "diffusers bf16" FOLDER     (one rival: a word a line on its input, JSON on its output)
 
-Words: "step" is one call of the U-Net with guidance, "save FILE" keeps what it gives, "picture" is a whole drawing,
-"memory" the largest resident memory so far, in bytes. Weights are random numbers of a fixed seed, stored as float16.
+Words: "step" is one call of the U-Net with guidance, "save FILE" keeps what it gives, "picture N" is a whole drawing in
+N steps, "memory" the largest resident memory so far, in bytes. Weights are random numbers of a fixed seed, in float16.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cartouche.files import write_whole
 from cartouche.weights import folder as folders
 from cartouche.weights import safetensors, single, template
 
-PROMPT, STEPS, SEED = "a red fox on a blue background", 20, 7
+PROMPT, SEED = "a red fox on a blue background", 7
 TOWER = {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"], "eos_token_id": 2}
 LADDER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 LADDER |= {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
@@ -100,7 +100,7 @@ def inputs(folder: Path) -> dict[str, np.ndarray]:
 # the rivals: what makes a step, and what makes a picture
 
 
-Rival = tuple[Callable[[], np.ndarray], Callable[[], object] | None]
+Rival = tuple[Callable[[], np.ndarray], Callable[[int], object] | None]
 
 
 def ours(folder: Path, engine: str, precision: str) -> Rival:
@@ -108,8 +108,8 @@ def ours(folder: Path, engine: str, precision: str) -> Rival:
 
     painter = Painter(folder, engine, precision, device="cpu")  # type: ignore[arg-type]
     net = painter.net("unet")
-    settings: dict[str, Any] = {"seed": SEED, "num_inference_steps": STEPS, "sampler": "ddim", "guidance_scale": 7.5}
-    return partial(net, **inputs(folder)), partial(painter.draw, PROMPT, **settings)
+    settings: dict[str, Any] = {"seed": SEED, "sampler": "ddim", "guidance_scale": 7.5}
+    return partial(net, **inputs(folder)), lambda steps: painter.draw(PROMPT, num_inference_steps=steps, **settings)
 
 
 def diffusers(folder: Path, precision: str, channels_last: bool = False) -> Rival:
@@ -129,8 +129,8 @@ def diffusers(folder: Path, precision: str, channels_last: bool = False) -> Riva
     def step() -> np.ndarray:
         return pipeline.unet(sample, timestep, words).sample.float().numpy()
 
-    def picture() -> object:
-        return pipeline(PROMPT, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(SEED)).images
+    def picture(steps: int) -> object:
+        return pipeline(PROMPT, num_inference_steps=steps, generator=torch.Generator().manual_seed(SEED)).images
 
     return step, picture
 
@@ -248,15 +248,15 @@ def main() -> None:
 
     say("ready")
     for line in sys.stdin:
-        word, _, path = line.strip().partition(" ")
+        word, _, more = line.strip().partition(" ")
         if word == "memory":
             say(memory())
         elif word == "picture":
-            say(picture is not None and bool(picture() is not None))
+            say(picture is not None and picture(int(more)) is not None)
         else:
             found = step()
             if word == "save":
-                np.save(path, found)
+                np.save(more, found)
             say(word)
 
 

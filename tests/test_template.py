@@ -108,6 +108,7 @@ def test_a_net_in_bf16_is_of_bf16_and_near_the_exact_one(name, dtype, tmp_path):
         graph = opened.graph(part, call)
         kinds = [str(one.get_output_element_type(0)) for one in graph.read(openvino_core(), "bf16").get_ops()]
         assert kinds.count("<Type: 'bfloat16'>") > 0.3 * len(kinds)
+        assert graph.held and all(one.dtype == np.uint16 for one in graph.held)  # the file's own numbers are let go
         expected = TorchNet(opened.net(part), "fp32", call)(**given)
         assert_same(OpenVINONet(graph, "bf16")(**given), expected, 0.06)
     net, exact = OpenVINONet(graph, "bf16"), OpenVINONet(graph, "fp32")

@@ -146,6 +146,23 @@ def test_pickles_and_empty_folders_are_refused(tiny_model, tmp_path):
         folder.weights_file(tmp_path / "nothing")
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc to ask for resident memory")
+def test_a_mapped_file_that_is_forgotten_takes_no_memory_and_is_read_again(tmp_path):
+    def resident() -> int:
+        return int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+
+    numbers = np.arange(1 << 22, dtype=np.float32)
+    safetensors.save(tmp_path / "net.safetensors", {"a": numbers, "b": numbers[:7]})
+    found = safetensors.mapped(tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(found["a"], numbers)
+    before = resident()
+    safetensors.forget(found["b"])
+    assert resident() < before - 0.9 * numbers.nbytes
+    np.testing.assert_array_equal(found["a"], numbers)
+    safetensors.forget(numbers)
+    assert numbers[5] == 5
+
+
 def test_an_unknown_class_is_refused_with_the_known_ones(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "MotionAdapter"}')
     (tmp_path / "model.safetensors").write_bytes(b"")

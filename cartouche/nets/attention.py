@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cartouche.device import processor_flags
 from cartouche.nets.blocks import GroupNorm
 
-ROWS = 256  # queries taken at a time on a CPU, so that the table of weights stays in its cache
+ROWS = 256  # queries of one head taken at a time on a CPU, so that their weights stay in its cache
 FEW = 128  # keys, as those of a prompt: the fused form is as fast for them, but for its backward pass
 
 
@@ -38,8 +38,11 @@ def _two_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     q = q * q.shape[-1] ** -0.5
     if mask is not None:
         return (q @ k.transpose(-1, -2) + mask).softmax(-1) @ v
-    parts = [(rows @ k.transpose(-1, -2)).softmax(-1) @ v for rows in q.split(ROWS, dim=-2)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+    if q.shape[-2] <= ROWS:
+        return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+    heads = zip(q.flatten(0, 1), k.flatten(0, 1).transpose(-1, -2), v.flatten(0, 1), strict=True)
+    mixed = [torch.cat([(rows @ keys).softmax(-1) @ values for rows in one.split(ROWS)]) for one, keys, values in heads]
+    return torch.stack(mixed).unflatten(0, q.shape[:2])
 
 
 class Attention(nn.Module):

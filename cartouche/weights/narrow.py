@@ -42,7 +42,11 @@ def _retype(node: Any, known: set[tuple[str, int]], held: list[np.ndarray]) -> N
     from openvino import Type, opset13
 
     kind = node.get_type_name()
-    if kind in ("Constant", "ShapeOf", "Parameter"):
+    if kind in ("Constant", "Parameter"):
+        return
+    if kind == "ShapeOf":  # of a bias, say: its shape is all that is asked for, and yet it would stay as it was
+        if _is_weight(source := node.input(0).get_source_output()):
+            node.input(0).replace_source_output(_short(source, held))
         return
     if kind == "Convert":
         if node.get_output_element_type(0) == Type.bf16:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -117,6 +118,18 @@ def mapped(path: Path | str) -> dict[str, np.ndarray]:
     whole = np.memmap(path, np.uint8, "c")  # openvino wants memory that can be written; it would be this process's own
     known = {name: entry for name, entry in entries.items() if entry.dtype in kinds}
     return {name: np.ndarray(one.shape, kinds[one.dtype], whole, one.start) for name, one in known.items()}
+
+
+def forget(array: np.ndarray) -> None:
+    """Give the memory of the file that `array` is mapped from back to the system; what is touched again is read again.
+
+    Only for arrays that nobody has written to. Anything but a `mapped` array stays as it is.
+    """
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def layout(path: Path | str) -> dict[str, Entry]:

@@ -24,6 +24,7 @@ from cartouche.weights import folder as folders
 from cartouche.weights.families import FREE
 from cartouche.weights.names import Shape
 from cartouche.weights.narrow import narrow
+from cartouche.weights.safetensors import forget
 
 TEMPLATES = Path(__file__).parent / "graphs"
 WEIGHTS = "weights.json.gz"
@@ -63,6 +64,9 @@ class Template:
         if change is not None:
             change(model)
         if precision == "bf16" and narrow(model, held):
+            for one in held:  # the file's own numbers, unless they are bf16, have been rounded
+                if one.dtype != np.uint16:
+                    forget(one)
             held = [one for one in held if one.dtype == np.uint16]
         self.held.extend(held)
         return model
