@@ -70,7 +70,7 @@ SCHEDULER = {  # cosine, down to pure noise: a flat ground's colour survives any
     "set_alpha_to_one": True,
     "steps_offset": 0,
 }
-MIXTURE = Mixture(count=(0.5, 0.34, 0.08, 0.08), same=0.3, settled=0.8)
+MIXTURE = Mixture(count=(0.45, 0.4, 0.075, 0.075), same=0.25, tint=0.3, settled=0.8, coloured=0.12)
 PROMPTS = (
     "a fox on a blue background, flat style",
     "a sunflower on a white background, 3D style",
@@ -144,7 +144,7 @@ class Denoiser:
 
     def prepare(self) -> None:
         """Encode the scenes, where that is still to be done."""
-        stream = scenes(self.pack, "train", seed=6, mixture=MIXTURE)
+        stream = scenes(self.pack, "train", seed=7, mixture=MIXTURE)
         names = hundred_names(stream.composer.drawings)
         stream.composer = replace(stream.composer, favoured=names, favour=self.favour)
         stream.manner = MANNER

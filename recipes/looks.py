@@ -35,7 +35,9 @@ from cartouche.train.loop import Task, TrainSettings
 from cartouche.train.stream import Source
 from cartouche.weights.folder import load_net, save_net
 
-MIXTURE = Mixture(count=(0.4, 0.5, 0.07, 0.03), same=0.2, settled=0.8)  # two things are the harder ones to foresee
+MIXTURE = Mixture(
+    count=(0.4, 0.5, 0.07, 0.03), same=0.2, settled=0.8, coloured=0.2
+)  # two things are the harder ones to foresee
 NUMBERS = 32
 HELD = 2048  # captions of another stream, on which `sample` measures
 

@@ -11,7 +11,7 @@ from cartouche.config import CartoucheError
 from cartouche.data import palette
 from cartouche.data.captions import FULL, STYLES, caption, countable, plural
 from cartouche.data.emoji import Pack
-from cartouche.data.scenes import Composer, Mixture, flippable, render, rng_of, tintable
+from cartouche.data.scenes import DARK, Composer, Mixture, flippable, render, rng_of, tintable
 from cartouche.data.streams import Scenes
 
 MANY = range(400)
@@ -99,6 +99,22 @@ def test_a_tint_is_the_colour_one_sees(pack, composer):
         assert scene.objects[0].tint not in scene.background.colours
         seen += 1
     assert seen > 20
+
+
+def test_coloured_scenes_are_outlines_of_which_every_kind_has_its_own_colour(pack):
+    coloured = Composer(pack.of("train"), seed=3, mixture=Mixture(count=(1, 1, 1, 1), tint=0, coloured=0.5))
+    apart = 0
+    for i in MANY:
+        scene = coloured[i]
+        colours = {placed.drawing.concept: placed.tint for placed in scene.objects}
+        assert all(placed.tint == colours[placed.drawing.concept] for placed in scene.objects)
+        if scene.style == "outline" and len(colours) > 1 and all(colours.values()):
+            apart += len(set(colours.values())) == len(colours)
+            assert len(set(colours.values())) == len(colours) or DARK & set(scene.background.colours)
+            assert not set(colours.values()) & set(scene.background.colours)
+    assert apart > 10
+    with pytest.raises(CartoucheError, match=r"coloured=0.5 given, and no drawings in outline style; choose 0"):
+        Composer([one for one in pack.of("train") if one.style == "flat"], mixture=Mixture(coloured=0.5))
 
 
 def test_backgrounds_are_the_named_colours_where_the_caption_says_so(pack, composer):

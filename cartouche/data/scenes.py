@@ -22,6 +22,7 @@ GROUP_WEIGHT = {"People & Body": 0.3, "Smileys & Emotion": 0.5, "Symbols": 0.3}
 ONE_WORD_WEIGHT = 2.0  # "cat" is asked for more often than "woman in motorized wheelchair: facing right"
 MARGIN = 3  # pixels kept free around each object
 RUNS = 0xA11C  # keeps what a run of scenes shares apart from the scenes' own randomness
+OUTLINE = "outline"  # the style that takes any colour
 DARK = frozenset({"black", "brown", "purple"})  # where a black outline cannot be seen
 
 
@@ -89,7 +90,8 @@ class Scene:
 class Mixture:
     """What is drawn how often. count: weights of 1, 2, 3, 4 objects; same: chance that several objects are all of
     one concept; settled: chance that the objects stand large and unmirrored in the middle of their cells, the cells in
-    one plain arrangement: so little is left to chance that a denoiser learns what things look like first."""
+    one plain arrangement: so little is left to chance that a denoiser learns what things look like first; coloured:
+    chance that they are outlines, every kind of them in a colour of its own."""
 
     count: tuple[float, float, float, float] = (0.45, 0.3, 0.15, 0.1)
     same: float = 0.4
@@ -98,6 +100,7 @@ class Mixture:
     flip: float = 0.3
     symbols: float = 0.1  # chance that a single object comes from the drawings that are not things (signs, clocks)
     settled: float = 0.0
+    coloured: float = 0.0
 
 
 @dataclass
@@ -127,6 +130,10 @@ class Composer:
         self._style_weights = _normal([STYLE_WEIGHT.get(s, 1.0) for s in self._styles])
         self._things = {s: self._weighted([d for d in self._by_style[s] if d.scene]) for s in self._styles}
         self._signs = {s: self._weighted([d for d in self._by_style[s] if not d.scene]) for s in self._styles}
+        if self.mixture.coloured and OUTLINE not in self._by_style:
+            raise CartoucheError(
+                f"coloured={self.mixture.coloured} given, and no drawings in {OUTLINE} style; choose 0"
+            )
 
     def __getitem__(self, index: int) -> Scene:
         if self.alike == 1:
@@ -136,16 +143,18 @@ class Composer:
     def compose(self, rng: np.random.Generator, shared: np.random.Generator | None = None) -> Scene:
         """One scene drawn from the mixture; style and ground come from `shared`, where several scenes share them."""
         mix = self.mixture
-        style = self._styles[(shared or rng).choice(len(self._styles), p=self._style_weights)]
+        coloured = mix.coloured > 0 and bool(rng.random() < mix.coloured)
+        style = OUTLINE if coloured else self._styles[(shared or rng).choice(len(self._styles), p=self._style_weights)]
         count = int(rng.choice(4, p=_normal(mix.count))) + 1
         drawings = self._pick(style, count, rng)
         background = _background(drawings, mix, rng, wanted=() if shared is None else shared.permutation(palette.NAMES))
-        tint = _tint(drawings, background, rng) if rng.random() < mix.tint or _needs_tint(style, background) else ""
+        taken = coloured or rng.random() < mix.tint or _needs_tint(style, background)
+        tints = _tints(drawings, background, rng, coloured) if taken else {}
         settled = mix.settled > 0 and bool(rng.random() < mix.settled)
         boxes = settle(drawings, self.size, rng) if settled else place(drawings, self.size, rng)
         flip = 0.0 if settled else mix.flip
         objects = [
-            Placed(d, box, bool(rng.random() < flip) and flippable(d), tint)
+            Placed(d, box, bool(rng.random() < flip) and flippable(d), tints.get(d.concept, ""))
             for d, box in zip(drawings, boxes, strict=True)
         ]
         return Scene(self.size, style, background, tuple(objects))
@@ -226,8 +235,8 @@ def _background(
     drawings: list[Drawing], mix: Mixture, rng: np.random.Generator, wanted: Sequence[str] | np.ndarray = ()
 ) -> Background:
     """Colours that no object of the scene would vanish in; of the `wanted` ones the first such, if any are named."""
-    taken = {d.colors[0][0] for d in drawings if d.colors and d.colors[0][1] > 0.45 and d.style != "outline"}
-    if any(d.style == "outline" and not tintable(d) for d in drawings):
+    taken = {d.colors[0][0] for d in drawings if d.colors and d.colors[0][1] > 0.45 and d.style != OUTLINE}
+    if any(d.style == OUTLINE and not tintable(d) for d in drawings):
         taken |= DARK
     free = [n for n in palette.NAMES if n not in taken] or list(palette.NAMES)
     split = str(rng.choice(["left", "above"])) if rng.random() < mix.two_tone and len(free) > 1 else ""
@@ -238,22 +247,25 @@ def _background(
 
 
 def _needs_tint(style: str, background: Background) -> bool:
-    return style == "outline" and bool(DARK & set(background.colours))
+    return style == OUTLINE and bool(DARK & set(background.colours))
 
 
-def _tint(drawings: list[Drawing], background: Background, rng: np.random.Generator) -> str:
-    """A colour for the whole scene's objects, or "" where a drawing cannot take one: several colours, or a colour
-    in its name."""
+def _tints(drawings: list[Drawing], background: Background, rng: np.random.Generator, apart: bool) -> dict[str, str]:
+    """A colour for every concept of a scene, the same for all unless `apart`; {} where a drawing cannot take one:
+    several colours, or a colour in its name."""
     if not all(tintable(d) for d in drawings):
-        return ""
+        return {}
     avoid = set(background.colours) | (DARK if DARK & set(background.colours) else set())
-    return str(rng.choice([n for n in palette.NAMES if n not in avoid]))
+    free, kinds = [n for n in palette.NAMES if n not in avoid], dict.fromkeys(d.concept for d in drawings)
+    if not apart:
+        return dict.fromkeys(kinds, str(rng.choice(free)))
+    return dict(zip(kinds, rng.permutation(free).tolist(), strict=False))
 
 
 def tintable(drawing: Drawing) -> bool:
     """Whether the drawing can be recoloured and still be what its name says."""
     words = set(drawing.name_en.lower().replace("-", " ").split())
-    plain = drawing.style == "outline" or (bool(drawing.colors) and drawing.colors[0][1] >= 0.9)
+    plain = drawing.style == OUTLINE or (bool(drawing.colors) and drawing.colors[0][1] >= 0.9)
     return drawing.scene and plain and not words & {*palette.NAMES, "light", "dark"}
 
 
