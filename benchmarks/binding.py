@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from bench import against, machine, parser, table, write
 
-from cartouche.config import CartoucheError
 from cartouche.data.captions import LANGUAGES
 from cartouche.data.emoji import Pack
-from cartouche.data.negatives import CHANGES, Negatives, Pair, bound, pair
-from cartouche.data.scenes import Composer, Mixture, render, rng_of
+from cartouche.data.negatives import CHANGES, Negatives, Pair, Pairs
+from cartouche.data.scenes import Composer, Mixture, render
 from cartouche.images import from_uint8
 from cartouche.measure.reading import interval
 from cartouche.metrics.intervals import bootstrap
@@ -33,22 +32,11 @@ GOAL = 0.6
 SCORES = ("text", "image", "group")
 
 
-def pairs(pack: Pack, each: int, split: str = "train") -> list[tuple[Pair, str]]:
-    """`each` pairs of every kind of change, English and French in turn, with their languages."""
-    composer, negatives = Composer(pack.of(split), SEED, mixture=MIXTURE), Negatives(pack.of(split))
-    found: list[tuple[Pair, str]] = []
-    for change in CHANGES:
-        mine: list[tuple[Pair, str]] = []
-        for i in range(200 * each):
-            language = LANGUAGES[len(mine) % len(LANGUAGES)]
-            one = pair(bound(composer[i], rng_of(SEED, i)), change, negatives, i, language)
-            mine += [(one, language)] if one else []
-            if len(mine) == each:
-                break
-        else:
-            raise CartoucheError(f"{len(mine)} of {each} pairs of {change!r} found; ask for fewer")
-        found += mine
-    return found
+def pairs(pack: Pack, each: int, split: str = "train") -> list[Pair]:
+    """`each` pairs of every kind of change, about half of them English."""
+    drawings = pack.of(split)
+    endless = Pairs(Composer(drawings, SEED, mixture=MIXTURE), Negatives(drawings))
+    return [endless[number] for number in range(each * len(CHANGES))]
 
 
 def scored(pack: Pack, matcher: Matcher, chosen: Sequence[Pair]) -> np.ndarray:
@@ -63,21 +51,21 @@ def scored(pack: Pack, matcher: Matcher, chosen: Sequence[Pair]) -> np.ndarray:
     return np.stack([text, image, text & image], axis=1).astype(float)
 
 
-def measure(pack: Pack, matcher: Matcher, chosen: Sequence[tuple[Pair, str]]) -> dict[str, Any]:
+def measure(pack: Pack, matcher: Matcher, chosen: Sequence[Pair]) -> dict[str, Any]:
     """The three scores of all pairs, and by change and language."""
-    rows = scored(pack, matcher, [one for one, _ in chosen])
+    rows = scored(pack, matcher, chosen)
     parts = {"all": np.ones(len(chosen), bool)}
-    parts |= {change: np.array([one.change == change for one, _ in chosen]) for change in CHANGES}
-    parts |= {language: np.array([spoken == language for _, spoken in chosen]) for language in LANGUAGES}
+    parts |= {change: np.array([one.change == change for one in chosen]) for change in CHANGES}
+    parts |= {language: np.array([one.language == language for one in chosen]) for language in LANGUAGES}
     return {
         name: {score: interval(bootstrap(rows[part, i])) for i, score in enumerate(SCORES)} | {"n": int(part.sum())}
         for name, part in parts.items()
     }
 
 
-def difference(pack: Pack, better: Matcher, worse: Matcher, chosen: Sequence[tuple[Pair, str]]) -> dict[str, float]:
+def difference(pack: Pack, better: Matcher, worse: Matcher, chosen: Sequence[Pair]) -> dict[str, float]:
     """How much more of the same pairs one gets right than the other, by group score."""
-    a, b = (scored(pack, one, [pair for pair, _ in chosen])[:, 2] for one in (better, worse))
+    a, b = (scored(pack, one, chosen)[:, 2] for one in (better, worse))
     return interval(bootstrap(a - b))
 
 

@@ -1,8 +1,9 @@
 """The engines side by side: how long a step of the U-Net takes in each, and how far their pictures are apart.
 
     python benchmarks/engines.py [--model FOLDER] [--rounds 15]          (about two minutes; needs torch)
-    python benchmarks/engines.py --large [--picture] [--rounds 5]        (an hour; with diffusers and onnxruntime)
-    python benchmarks/engines.py --small --out FILE                      (a minute: the same, on a toy)
+    python benchmarks/engines.py --large [--rounds 4]                    (a quarter of an hour; with the rivals)
+    python benchmarks/engines.py --whole [--rounds 3]                    (half an hour: whole pictures)
+    python benchmarks/engines.py --large --whole --small --out FILE      (three minutes: the same, on a toy)
 
 A step is one call of the U-Net: for one picture with guidance (both passes, a batch of 2) and for a batch of 16. The
 engines are called as drawing calls them, one after the other in every round. bf16 is measured where the processor
@@ -12,9 +13,9 @@ compared with those of torch in fp32, in units of 255; in fp32 a mean difference
 --large is a model of the size of Stable Diffusion 1.5 (rivals.py) at 512 x 512 with guidance, against diffusers as
 installed and tuned and ONNX Runtime: the same weights, each engine in a process of its own, one step each in every
 round. They do not all fit into 20 GB, so there are three groups, and diffusers in fp32 is in each; speeds are told as
-times of it, round by round. The ceiling is a product of two large bf16 matrices, in the same rounds. Whole pictures
-(text, 20 steps, decoding) are raced by those in bf16; of the others one is timed. Memory is that of a fresh process,
-after two steps and after a picture.
+times of it, round by round. The ceiling is a product of two large bf16 matrices, in the same rounds. Memory is that of
+a fresh process, after two steps. --whole: whole pictures of the same model (text, 20 steps, decoding), by those in bf16
+in turns, and one by diffusers as installed.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ GROUPS = (  # what fits into 20 GB together
     (FIRST, "onnxruntime fp32"),
 )
 CEILING = "bf16 product"
-DRAWERS = GROUPS[0][1:]  # of whole pictures, in turns: decoding needs room, so the one in fp32 stays out
+DRAWERS = GROUPS[0][1:]  # of whole pictures, ours in openvino first; decoding needs room, so the one in fp32 stays out
 SHARES = {  # of the time of a step, at most: ours, theirs, wanted
     "openvino to diffusers as installed": ("cartouche openvino bf16", FIRST, 0.33),
     "openvino to diffusers in bf16": ("cartouche openvino bf16", "diffusers bf16", 0.60),
@@ -123,8 +124,8 @@ OF_CEILING, MORE, SPARE = 0.62, 1.15, 1e9
 WIDTHS = {"bf16": 2, "fp32": 4}
 
 
-def large(rounds: int = 5, limit: float = 1200.0, small: bool = False, picture: bool = False) -> dict[str, Any]:
-    """Steps, whole pictures where asked for, and memory of every rival on the same weights."""
+def large(rounds: int = 4, limit: float = 1200.0, small: bool = False) -> dict[str, Any]:
+    """Steps and memory of every rival on the same weights."""
     with tempfile.TemporaryDirectory(prefix="cartouche-engines-") as place:
         folder = Path(place) / "model"
         counts = write_model(folder, small)
@@ -132,9 +133,7 @@ def large(rounds: int = 5, limit: float = 1200.0, small: bool = False, picture: 
         found: dict[str, Any] = {"numbers": counts, "GFLOP a step": flops / 1e9, "steps": {}}
         for group in GROUPS:
             found["steps"] |= race(group, folder, rounds, limit, flops, known=found["steps"])
-        found["memory"] = {name: peak(name, folder, picture) for name in dict.fromkeys(sum(GROUPS, ()))}
-        if picture:
-            found["pictures"] = race_pictures(folder)
+        found["memory"] = {name: peak(name, folder) for name in dict.fromkeys(sum(GROUPS, ()))}
     found["targets"] = targets(found)
     return found
 
@@ -175,29 +174,34 @@ def race(
     return {name: row for name, row in (rows | ceiling).items() if name not in known}
 
 
-def peak(name: str, folder: Path, picture: bool) -> dict[str, Any]:
-    """Bytes that a fresh process of a rival took at most, after two steps and, where asked for, a picture of two."""
+def peak(name: str, folder: Path) -> dict[str, int]:
+    """Bytes that a fresh process of a rival took at most, after two steps."""
     with Process(name, folder) as rival:
         rival.ask("step")
         rival.ask("step")
-        found = {"step": rival.ask("memory")}
-        if picture and rival.ask("picture 2"):
-            found["picture"] = rival.ask("memory")
+        found: dict[str, int] = rival.ask("memory")
     return found
 
 
-def race_pictures(folder: Path, rounds: int = 3) -> dict[str, Any]:
+def whole(rounds: int = 3, small: bool = False) -> dict[str, Any]:
     """Seconds of whole pictures: the drawers take turns, once each has warmed up on a short one; `FIRST` draws one."""
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="cartouche-engines-") as place, ExitStack() as stack:
+        folder = Path(place) / "model"
+        write_model(folder, small)
         drawers = {name: stack.enter_context(Process(name, folder)) for name in DRAWERS}
         for one in drawers.values():
             one.ask("picture 2")
         calls = {name: partial(one.ask, f"picture {STEPS}") for name, one in drawers.items()}
         taken = interleaved(calls, rounds, warmup=0)
-    with Process(FIRST, folder) as rival:
-        rival.ask("picture 2")
-        taken[FIRST] = [timed(partial(rival.ask, f"picture {STEPS}"))]
-    return {name: {"seconds": spread(one)} for name, one in taken.items()}
+        memory = {name: one.ask("memory") for name, one in drawers.items()}
+        stack.close()  # there is no room for one more
+        with Process(FIRST, folder) as rival:
+            rival.ask("picture 2")
+            taken[FIRST] = [timed(partial(rival.ask, f"picture {STEPS}"))]
+    seconds = {name: spread(one) for name, one in taken.items()}
+    others = min(one["median"] for name, one in seconds.items() if not name.startswith("cartouche"))
+    held = against(seconds[DRAWERS[0]]["median"] / others, 1.0, least=False)
+    return {"seconds": seconds, "memory": memory, "targets": {"openvino to the best other": held}}
 
 
 def targets(found: dict[str, Any]) -> dict[str, Any]:
@@ -208,14 +212,9 @@ def targets(found: dict[str, Any]) -> dict[str, Any]:
         for what, (one, other, most) in SHARES.items()
     }
     held["openvino, of the bf16 ceiling"] = against(steps[best]["share of the bf16 ceiling"]["median"], OF_CEILING)
-    if memory := found["memory"][best]["step"]:
+    if memory := found["memory"][best]:
         parts = found["numbers"]["unet"] * WIDTHS["bf16"]
         held["openvino, bytes for the U-Net"] = against(memory["VmHWM"], MORE * parts + SPARE, least=False)
-    if pictures := found.get("pictures"):
-        others = min(row["seconds"]["median"] for name, row in pictures.items() if not name.startswith("cartouche"))
-        held["whole picture to the best other"] = against(
-            pictures[best]["seconds"]["median"] / others, 1.0, least=False
-        )
     return held
 
 
@@ -231,18 +230,25 @@ def rows_of(found: dict[str, Any]) -> list[list[str]]:
 def main() -> None:
     given = parser(__doc__, "engines")
     given.add_argument("--model", type=Path, default=None, help="a model folder; the built-in one unless given")
-    given.add_argument("--rounds", type=int, default=15)
+    given.add_argument("--rounds", type=int, default=None, help="15; with --large 4, with --whole 3")
     given.add_argument("--limit", type=float, default=60.0, help="seconds a batch size, after which no round begins")
     given.add_argument("--large", action="store_true", help="a model of the size of Stable Diffusion 1.5")
-    given.add_argument("--small", action="store_true", help="as --large, on a toy")
-    given.add_argument("--picture", action="store_true", help="with --large: whole pictures too")
+    given.add_argument("--whole", action="store_true", help="whole pictures of such a model")
+    given.add_argument("--small", action="store_true", help="with --large and --whole: a toy in its place")
     a = given.parse_args()
     if a.small and a.out.parent == RESULTS:
         given.error("--small measures a toy; give --out FILE")
-    if a.large or a.small:
-        return main_large(a)
+    if a.large:
+        main_large(a)
+    if a.whole:
+        main_whole(a)
+    if not a.large and not a.whole:
+        main_builtin(a)
+
+
+def main_builtin(a: Any) -> None:
     here = machine()
-    report = measure(a.model, a.rounds, a.limit)
+    report = measure(a.model, a.rounds or 15, a.limit)
     for batch, found in report["steps"].items():
         print(table([f"{batch}, ms a step", "median", "min", "max", "times torch fp32"], rows_of(found)), end="\n\n")
     apart = report["differences from torch fp32, of 255"]
@@ -253,7 +259,7 @@ def main() -> None:
 
 def main_large(a: Any) -> None:
     here = machine()
-    report = large(a.rounds, max(a.limit, 1200.0), a.small, a.picture)
+    report = large(a.rounds or 4, max(a.limit, 1200.0), a.small)
     rows = []
     for name, row in report["steps"].items():
         if name in RIVALS and name != CEILING:
@@ -261,9 +267,22 @@ def main_large(a: Any) -> None:
             share = row["share of the bf16 ceiling"]["median"]
             rows.append([name, *numbers, f"{row[f'times {FIRST}']['median']:.2f}", f"{share:.2f}"])
     print(table(["seconds a step", "median", "min", "max", f"times {FIRST}", "of bf16 ceiling"], rows), end="\n\n")
-    for what, row in report["targets"].items():
-        print(f"{what}: {row['reached']:.4g}, wanted {row['wanted']} {row['target']:.4g}: {_yes(row['met'])}")
+    say(report["targets"])
     write(a.out, {**before(a.out), "large": {"machine": here, **report}})
+
+
+def main_whole(a: Any) -> None:
+    here = machine()
+    report = whole(a.rounds or 3, a.small)
+    rows = [[name, *(f"{row[key]:.1f}" for key in ("median", "min", "max"))] for name, row in report["seconds"].items()]
+    print(table(["seconds a picture", "median", "min", "max"], rows), end="\n\n")
+    say(report["targets"])
+    write(a.out, {**before(a.out), "whole": {"machine": here, **report}})
+
+
+def say(targets: dict[str, Any]) -> None:
+    for what, row in targets.items():
+        print(f"{what}: {row['reached']:.4g}, wanted {row['wanted']} {row['target']:.4g}: {_yes(row['met'])}")
 
 
 def before(path: Path) -> dict[str, Any]:

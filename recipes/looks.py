@@ -30,7 +30,7 @@ from cartouche.measure.obedience import hundred_names
 from cartouche.nets.clip import CLIPTextModel
 from cartouche.read.memory import Look, Memory
 from cartouche.text import Tokenizer
-from cartouche.train.looks import Looks, Picturing, Teller, squared_error
+from cartouche.train.looks import Looks, Picturing, Teller, scale_of, squared_error
 from cartouche.train.loop import Task, TrainSettings
 from cartouche.train.stream import Source
 from cartouche.weights.folder import load_net, save_net
@@ -98,8 +98,7 @@ class LooksRecipe:
         stream.composer = replace(stream.composer, favoured=names, favour=self.favour)
         stream.manner = replace(MANNER, place=1.0)
         memory = self.memory
-        spread = (memory.codes * memory.scale).std(0)
-        scale = np.sqrt(spread * np.linalg.norm(spread) / np.sqrt(NUMBERS))
+        scale = scale_of(memory)
 
         def look(placed: Placed) -> np.ndarray:
             x0, y0, x1, y1 = placed.box

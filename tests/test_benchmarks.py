@@ -272,7 +272,7 @@ def test_a_rival_in_a_process_of_its_own_steps_and_says_its_memory(tmp_path):
     assert set(counts) == {"unet", "vae", "text_encoder"} and min(counts.values()) > 10_000
     assert engines.operations(folder) > 1e6
     with rivals.Process("cartouche openvino fp32", folder) as rival:
-        assert rival.ask("step") == "step"
+        assert rival.ask("step") == "step" and rival.ask("picture 2") is True
         rival.ask(f"save {tmp_path}/found.npy")
         assert rival.ask("memory")["VmHWM"] > 1e7
     net = rivals.RIVALS["cartouche torch fp32"](folder)[0]

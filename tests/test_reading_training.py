@@ -1,29 +1,24 @@
 """The reader's losses have their closed forms, samples tell the truth, and each net learns a few scenes by heart."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from toy_pack import MORE_THINGS, write_pack
 
-from cartouche.config import CartoucheError
 from cartouche.data import palette
 from cartouche.data.captions import LANGUAGES
 from cartouche.data.dialogue import Marks, scene_answer
 from cartouche.data.emoji import Pack
-from cartouche.data.negatives import Negatives
 from cartouche.data.questions import Asker
 from cartouche.data.scenes import Composer, Mixture, render
 from cartouche.data.streams import Scenes
-from cartouche.nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from cartouche.nets.clip import CLIPTextConfig, CLIPVisionConfig
 from cartouche.nets.clipseg import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegTextConfig, CLIPSegVisionConfig
 from cartouche.nets.llama import LlamaConfig
 from cartouche.nets.llava import LlavaConfig, LlavaForConditionalGeneration
 from cartouche.nets.owlvit import OwlViTConfig, OwlViTForObjectDetection, OwlViTTextConfig, OwlViTVisionConfig
 from cartouche.text import Tokenizer
-from cartouche.train.binding import Binding, Bound
 from cartouche.train.describing import PLACES, Described, Describing
 from cartouche.train.reading import (
     Detection,
@@ -38,7 +33,6 @@ from cartouche.train.reading import (
 )
 from cartouche.train.scenes import Families, Masked, Pointed
 from cartouche.train.stream import collate
-from cartouche.train.tasks import contrastive_loss
 
 WIDTH, CONTEXT, SIZE = 32, 24, 64
 MIXTURE = Mixture(count=(1, 1, 1, 1), tint=0.5)
@@ -203,30 +197,6 @@ def test_what_is_to_be_said_is_learned_to_its_end_and_the_prompt_is_not(scenes, 
     assert not source[1]["scene_said"].any()
 
 
-def test_negatives_come_with_their_pictures(pack, scenes, tokenizer):
-    sample = Bound(scenes, Negatives(pack.of("train")), tokenizer, count=2)[3]
-    assert sample["negatives"].shape == (2, CONTEXT)
-    assert not (sample["negatives"] == sample["ids"]).all(-1).any()
-
-
-def test_the_two_of_a_pair_lie_side_by_side_or_as_far_apart_as_is_asked(pack, scenes, tokenizer):
-    near, far = (Bound(scenes, Negatives(pack.of("train")), tokenizer, apart=apart) for apart in (1, 4))
-    for number in range(8):
-        block, place = divmod(number, 4)
-        others = far[8 * block + place], far[8 * block + place + 4]
-        for one, other in zip((near[2 * number], near[2 * number + 1]), others, strict=True):
-            assert one.keys() == other.keys()
-            assert all((one[name] == other[name]).all() for name in one)
-        assert (near[2 * number]["image"] != near[2 * number + 1]["image"]).any()
-        assert (near[2 * number]["ids"] != near[2 * number + 1]["ids"]).any()
-
-
-def test_scenes_without_pairs_are_told_of(pack, scenes, tokenizer):
-    lone = replace(scenes, composer=replace(scenes.composer, mixture=Mixture(count=(1, 0, 0, 0))))
-    with pytest.raises(CartoucheError, match="none of 200 scenes can be changed in its relation"):
-        Bound(lone, Negatives(pack.of("train")), tokenizer).pair(1)
-
-
 # tasks
 
 
@@ -295,27 +265,3 @@ def test_a_captioner_learns_scenes_by_heart(captioner, scenes, pack, tokenizer, 
     first, last, notes = learned(captioner, Describing(marks), batch, 70, 1e-2)
     assert last < 0.2 * first
     assert notes["caption"] > 0.9
-
-
-def test_hard_negatives_are_further_columns_and_pairs_are_told_apart_alone(pack, scenes, tokenizer):
-    torch.manual_seed(0)
-    net = CLIPModel(CLIPConfig(**towers(tokenizer)))
-    source = Bound(scenes, Negatives(pack.of("train")), tokenizer, count=2)
-    batch = collate([source[i] for i in range(6)])
-    plain, _ = Binding(hard=False)(net, batch, torch.Generator())
-    hard, notes = Binding(hard=True)(net, batch, torch.Generator())
-    ids, false = batch["ids"], batch["negatives"].flatten(0, 1)
-    images, texts = net.encode_image(batch["image"]), net.encode_text(torch.cat([ids, false]))
-    scores = net.logit_scale.exp() * images @ texts.T
-    torch.testing.assert_close(plain, contrastive_loss(scores[:, :6], ids)[0])
-    same = (ids[:, None] == ids[None]).all(-1).float()
-    wanted = F.pad(same / same.sum(1, keepdim=True), (0, len(false)))
-    again = scores.masked_fill(F.pad((false[None] == ids[:, None]).all(-1), (6, 0)), -1e9)
-    columns = F.cross_entropy(scores[:, :6].T, wanted[:, :6])
-    rivals = [scores[i, i ^ 1] - scores[i, i] for i in range(6)] + [scores[i ^ 1, i] - scores[i, i] for i in range(6)]
-    between = 2 * F.softplus(torch.stack(rivals)).mean()
-    torch.testing.assert_close(hard, 0.5 * (F.cross_entropy(again, wanted) + columns) + between, atol=1e-4, rtol=1e-4)
-    with pytest.raises(CartoucheError, match="batch=5 given; pairs lie side by side"):
-        Binding(hard=True)(net, {name: value[:5] for name, value in batch.items()}, torch.Generator())
-    right = torch.stack(rivals).detach().view(2, 3, 2) < 0
-    assert notes["told_apart"] == pytest.approx(float(right.all(2).all(0).float().mean()))

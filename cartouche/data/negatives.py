@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cartouche.config import CartoucheError
 from cartouche.data import palette
-from cartouche.data.captions import Manner, caption
+from cartouche.data.captions import LANGUAGES, Manner, caption
 from cartouche.data.emoji import Drawing
 from cartouche.data.graphs import Lexicon, is_true, scene_graph
-from cartouche.data.scenes import Placed, Scene, rng_of, tintable
+from cartouche.data.scenes import Composer, Placed, Scene, rng_of, tintable
 
 CHANGES = ("colours", "relation", "counts", "count")
 """Those that make pairs of scenes."""
+COLOURING = 0xB0DE
+TRIES = 200  # scenes looked at for one that can be changed
 SAYING = Manner(style=0.5, background=1.0, colour=1.0, place=1.0, keyword=0.0)
 """What binds is always said."""
 _NO = {"en": "no", "fr": "pas de"}
@@ -136,21 +139,24 @@ class Negatives:
                 self._of_style.setdefault(drawing.style, []).append(drawing)
 
     def captioned(self, scene: Scene, seed: int, language: str, count: int) -> tuple[str, list[str]]:
-        """A true caption and `count` false ones, of as many sorts as the scene allows; pure in (scene, seed)."""
-        rng = rng_of(seed, 1)
-        negated = self.negated(scene, seed, language, rng)
-        said = negated[0] if rng.random() < 0.5 else self.say(scene, seed, language)
-        made: dict[str, str] = {}
-        for change in ("colours", "relation", "counts", "count", "more", "name", "name"):
-            false = self.false(scene, change, seed, language, rng)
-            if false and len(made) < 2 * count:
-                made.setdefault(false, change)
-        falses = [negated[1], *made] if said == negated[0] else list(made)
-        order = rng.permutation(len(falses)).tolist()
-        chosen = [falses[i] for i in order[:count]]
-        while len(chosen) < count:
-            chosen.append(self.false(scene, "name", seed, language, rng) or negated[1])
-        return said, chosen
+        """A true caption and `count` false ones, of as many sorts as the scene allows; pure in (scene, seed).
+
+        Half of the true ones end in what is truly absent, so that "no" is not a sign of falsehood.
+        """
+        rng, said = rng_of(seed, 1), self.say(scene, seed, language)
+        absent, present = (f"{said}, {_without(one.name(language), language)}" for one in self._two(scene, rng))
+        sorts = [*CHANGES, "more", "name"]
+        if rng.random() < 0.5:
+            said, sorts = absent, [*sorts, "no"]
+        made: list[str] = []
+        for sort in rng.permutation(sorts).tolist():
+            if len(made) == count:
+                break
+            if false := present if sort == "no" else self.false(scene, sort, seed, language, rng):
+                made.append(false)
+        while len(made) < count:
+            made.append(self.false(scene, "name", seed, language, rng) or present)
+        return said, made
 
     def say(self, scene: Scene, seed: int, language: str) -> str:
         """The scene's caption for this seed."""
@@ -165,13 +171,11 @@ class Negatives:
         said = self.say(other, seed, language)
         return "" if is_true(self.lexicon.parse(said, language), scene_graph(scene, language)) else said
 
-    def negated(self, scene: Scene, seed: int, language: str, rng: np.random.Generator) -> tuple[str, str]:
-        """The caption with a thing truly said to be absent, and with one falsely said to be."""
+    def _two(self, scene: Scene, rng: np.random.Generator) -> tuple[Drawing, Drawing]:
+        """Something that is not in the scene, and something that is."""
         there = {p.drawing.family for p in scene.objects}
         absent = next(d for d in self._any(rng) if d.family not in there)
-        present = scene.objects[int(rng.integers(len(scene.objects)))].drawing
-        said = self.say(scene, seed, language)
-        return tuple(f"{said}, {_without(one.name(language), language)}" for one in (absent, present))  # type: ignore[return-value]
+        return absent, scene.objects[int(rng.integers(len(scene.objects)))].drawing
 
     def _any(self, rng: np.random.Generator) -> Iterator[Drawing]:
         while True:
@@ -194,11 +198,16 @@ def _without(name: str, language: str) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """As Winoground has them (Thrush et al. 2022): captions[i] is true of scenes[i] and false of the other."""
+    """As Winoground has them (Thrush et al. 2022): captions[i] is true of scenes[i] and false of the other.
+
+    Both captions are of one language and seed.
+    """
 
     scenes: tuple[Scene, Scene]
     captions: tuple[str, str]
     change: str
+    language: str
+    seed: int
 
 
 def pair(scene: Scene, change: str, negatives: Negatives, seed: int, language: str) -> Pair | None:
@@ -210,4 +219,21 @@ def pair(scene: Scene, change: str, negatives: Negatives, seed: int, language: s
     graphs = [negatives.lexicon.parse(said, language) for said in captions]
     truths = [scene_graph(one, language) for one in (scene, other)]
     right = all(is_true(graphs[i], truths[j]) == (i == j) for i in range(2) for j in range(2))
-    return Pair((scene, other), (captions[0], captions[1]), change) if right else None
+    return Pair((scene, other), (captions[0], captions[1]), change, language, seed) if right else None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs without end, things coloured, the kinds of change in turn; `pairs[i]` is a pure function of i."""
+
+    composer: Composer
+    negatives: Negatives
+
+    def __getitem__(self, number: int) -> Pair:
+        change, stream = CHANGES[number % len(CHANGES)], self.composer.seed
+        language = LANGUAGES[int(rng_of(stream, number).integers(len(LANGUAGES)))]
+        for index in range(number * TRIES, (number + 1) * TRIES):
+            scene = bound(self.composer[index], rng_of(stream ^ COLOURING, index))
+            if found := pair(scene, change, self.negatives, (stream << 40) + number, language):
+                return found
+        raise CartoucheError(f"none of {TRIES} scenes can be changed in its {change}; give a mixture with more in it")

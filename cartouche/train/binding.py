@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,14 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from cartouche.config import CartoucheError
-from cartouche.data.captions import LANGUAGES
-from cartouche.data.negatives import CHANGES, Negatives, bound, pair
-from cartouche.data.scenes import Scene, render, rng_of
-from cartouche.data.streams import Scenes
+from cartouche.data.emoji import Pack
+from cartouche.data.negatives import Pairs
+from cartouche.data.scenes import render
 from cartouche.images import from_uint8
 from cartouche.text import Tokenizer
+from cartouche.train.facts import Facts, untold
 from cartouche.train.reading import trimmed
 from cartouche.train.tasks import LN_100, Batch, Notes, contrastive_loss, pictures, similarity
-
-COLOURING = 0xB0DE
-TRIES = 200  # scenes looked at for one that can be changed
 
 
 @dataclass
@@ -30,41 +28,28 @@ class Bound:
 
     Samples i and i + `apart` are a pair, for i in the first half of every 2 `apart` samples: with 1 the two lie side by
     side in a batch; with the batch's size the same pictures and captions come, but never two of a pair in one batch.
-    image (3, H, W); ids (N,) and negatives (count, N) int64.
+    image (3, H, W); ids (N,) and negatives (count, N) int64; and the scene's facts.
     """
 
-    scenes: Scenes
-    negatives: Negatives
+    pack: Pack
+    pairs: Pairs
+    facts: Facts
     tokenizer: Tokenizer
-    count: int = 2
+    count: int = 1
     apart: int = 1
+
+    def __post_init__(self) -> None:
+        self._pair = lru_cache(maxsize=self.apart)(self.pairs.__getitem__)  # until its second scene has come
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         block, place = divmod(index, 2 * self.apart)
-        number = block * self.apart + place % self.apart
-        scene, language = self.pair(number)[place // self.apart], self.language(number)
-        pixels, _ = render(self.scenes.pack, scene)
-        said, false = self.negatives.captioned(scene, self.seed(number), language, self.count)
+        pair = self._pair(block * self.apart + place % self.apart)
+        scene = pair.scenes[place // self.apart]
+        pixels, _ = render(self.pack, scene)
+        said, false = self.pairs.negatives.captioned(scene, pair.seed, pair.language, self.count)
         ids = [self.tokenizer.encode(text).ids for text in (said, *false)]
-        return {"image": from_uint8(pixels[None])[0], "ids": ids[0], "negatives": np.stack(ids[1:])}
-
-    def pair(self, number: int) -> tuple[Scene, Scene]:
-        """The two scenes of pair `number`, things coloured; the kinds of change take turns."""
-        composer, change = self.scenes.composer, CHANGES[number % len(CHANGES)]
-        for index in range(number * TRIES, (number + 1) * TRIES):
-            scene = bound(composer[index], rng_of(composer.seed ^ COLOURING, index))
-            found = pair(scene, change, self.negatives, self.seed(number), self.language(number))
-            if found:
-                return found.scenes
-        raise CartoucheError(f"none of {TRIES} scenes can be changed in its {change}; give a mixture with more in it")
-
-    def seed(self, number: int) -> int:
-        """Of the words of both scenes of a pair."""
-        return (self.scenes.composer.seed << 40) + number
-
-    def language(self, number: int) -> str:
-        """What both scenes of a pair are told in."""
-        return LANGUAGES[int(rng_of(self.scenes.composer.seed, number).integers(len(LANGUAGES)))]
+        sample = {"image": from_uint8(pixels[None])[0], "ids": ids[0], "negatives": np.stack(ids[1:])}
+        return sample | self.facts.of(scene)
 
 
 @dataclass(frozen=True)
@@ -72,22 +57,30 @@ class Binding:
     """As train.tasks.Contrastive; each picture also against its negatives, further columns that no picture matches, and
     the two of a pair against each other alone, both ways, since nothing but what binds tells those apart.
 
-    batch: what `Bound` gives with pairs side by side. hard=False is plain contrastive learning, in whatever order.
+    Besides, pictures and captions tell the facts of their scenes (train/facts.py), with a weight of `facts`. The net
+    is a `Witness`. batch: what `Bound` gives with pairs side by side. hard=False is plain contrastive learning with the
+    same facts, in whatever order.
     """
 
     hard: bool = True
+    facts: float = 1.0
 
     def __call__(self, net: Any, batch: Batch, generator: Generator) -> tuple[Tensor, Notes]:
+        clip = net.clip
         with torch.no_grad():
-            net.logit_scale.clamp_(0.0, LN_100)
+            clip.logit_scale.clamp_(0.0, LN_100)
         ids, false = batch["ids"], batch["negatives"].flatten(0, 1)
         if self.hard and len(ids) % 2:
             raise CartoucheError(f"batch={len(ids)} given; pairs lie side by side in it: choose an even number")
-        images = net.encode_image(pictures(batch["image"])).float()
-        texts = net.encode_text(trimmed(torch.cat([ids, false]) if self.hard else ids)).float()
-        scores = similarity(images, texts, net.logit_scale)  # (B, B + K)
+        images = clip.encode_image(pictures(batch["image"])).float()
+        texts = clip.encode_text(trimmed(torch.cat([ids, false]) if self.hard else ids)).float()
+        scores = similarity(images, texts, clip.logit_scale)  # (B, B + K)
         square, more = scores[:, : len(ids)], scores[:, len(ids) :]
         loss, notes = contrastive_loss(square, ids)
+        for whose, vectors in (("picture", images), ("caption", texts[: len(ids)])):
+            away, told = untold(net.tell(vectors), batch)
+            loss = loss + self.facts * away
+            notes |= {f"{whose}_{name}": value for name, value in told.items()}
         if not self.hard:
             return loss, notes
         own = (false[None] == ids[:, None]).all(-1)  # what is false of one picture may be another's caption

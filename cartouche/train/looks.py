@@ -22,6 +22,7 @@ from cartouche.data import shuffle
 from cartouche.data.scenes import Placed, Scene
 from cartouche.data.streams import Scenes
 from cartouche.nets.clip import CLIPTextModel
+from cartouche.read.memory import Memory
 from cartouche.text import Tokenizer
 
 THINGS = 2
@@ -138,6 +139,12 @@ class Looks:
             "looks": self.looks[places],
             "placed": self.placed[places],
         }
+
+
+def scale_of(memory: Memory) -> np.ndarray:
+    """What each number (K,) of a look is divided by: what differs most among drawings counts most, but not alone."""
+    spread = (memory.codes * memory.scale).std(0)
+    return np.asarray(np.sqrt(spread * np.linalg.norm(spread) / np.sqrt(len(spread))))
 
 
 def in_place(scene: Scene) -> tuple[Placed, Placed, bool]:

@@ -1,0 +1,121 @@
+"""What a scene holds, for one vector to tell: how many things, which stands first, and the colour of each.
+
+Among random scenes names and colours suffice to find the right caption, so a contrast teaches neither tower of CLIP to
+count, or to mind which thing is the left one. Here each picture's vector and each caption's is asked for them, through
+one and the same read-out, so that what the towers say of them is said in the same directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cartouche.data import palette
+from cartouche.data.scenes import Placed, Scene
+from cartouche.nets.clip import CLIPModel
+from cartouche.read.memory import Memory
+from cartouche.train.looks import in_place, scale_of, squared_error
+
+UNKNOWN = -100  # what cross-entropy passes over
+COUNTS = ("things", "first", "other")  # how many there are, 0 to 4
+COLOURS = ("ground", "first", "other")  # their colours
+RELATIONS = ("", "beside", "above")  # how the first lies to the other, where a word is clearly true
+
+
+@dataclass
+class Facts:
+    """The facts of scenes. memory: of the drawings that they are made of; its numbers say what a thing looks like.
+
+    Of two kinds of things the first is the one of which there are more, or else the left or upper one. Of three and
+    more kinds nothing is asked but how many things there are and the ground.
+    """
+
+    memory: Memory
+
+    def __post_init__(self) -> None:
+        places = self.memory.codes * self.memory.scale / scale_of(self.memory)
+        places = (places - places.mean(0)).astype(np.float32)
+        self._looks = dict(zip((one.key for one in self.memory.drawings), places, strict=True))
+
+    def of(self, scene: Scene) -> dict[str, Any]:
+        """counts (3,), colours (3,) and relation () int64, looks (2, K), placed (): whether the order is told."""
+        counts = scene.counts()
+        first, other, told = in_order(scene)
+        ground = palette.NAMES.index(scene.background.colours[0]) if not scene.background.split else UNKNOWN
+        if len(counts) > 2:
+            known, numbers, relation = False, (UNKNOWN, UNKNOWN), UNKNOWN
+        else:
+            known, relation = True, RELATIONS.index(_relation(scene))
+            numbers = (counts[first.drawing.concept], counts[other.drawing.concept] if len(counts) > 1 else 0)
+        asked = (first, other if len(counts) > 1 else None) if known and told else (None, None)
+        return {
+            "counts": np.array([len(scene.objects), *numbers]),
+            "colours": np.array([ground, *(_colour(one) for one in asked)]),
+            "relation": np.array(relation),
+            "looks": np.stack([self._looks[one.drawing.key] for one in (first, other)]),
+            "placed": np.array(told),
+            "known": np.array(known),
+        }
+
+
+def in_order(scene: Scene) -> tuple[Placed, Placed, bool]:
+    """A scene's first and last kind of thing, and whether number or place says which is first."""
+    first, last, told = in_place(scene)
+    counts = scene.counts()
+    more = counts[first.drawing.concept] - counts[last.drawing.concept]
+    return (last, first, True) if more < 0 else (first, last, told or more > 0)
+
+
+def _relation(scene: Scene) -> str:
+    where = scene.relation(0, 1) if len(scene.objects) == 2 else ""
+    return {"left": "beside", "right": "beside", "above": "above", "below": "above"}.get(where, "")
+
+
+def _colour(thing: Placed | None) -> int:
+    return palette.NAMES.index(thing.colour) if thing and thing.colour else UNKNOWN
+
+
+class Witness(nn.Module):
+    """CLIP and what its vectors tell: `read` is the one read-out of both towers' (B, 512) vectors."""
+
+    def __init__(self, clip: CLIPModel, numbers: int) -> None:
+        super().__init__()
+        self.clip, self.numbers = clip, numbers
+        width = clip.config.projection_dim
+        self.sizes = {
+            "counts": (len(COUNTS), 5),
+            "colours": (len(COLOURS), len(palette.NAMES)),
+            "relation": (1, len(RELATIONS)),
+            "looks": (2, numbers),
+        }
+        self.read = nn.Linear(width, sum(rows * columns for rows, columns in self.sizes.values()))
+        self.scale = width**0.5  # a vector of length 1 has small numbers
+
+    def tell(self, vectors: Tensor) -> dict[str, Tensor]:
+        """What vectors (B, D) of length 1 tell: looks (B, 2, K), and the logits of counts (B, 3, 5), colours (B, 3, C)
+        and relation (B, 1, 3)."""
+        said = self.read(self.scale * vectors).float()
+        parts = said.split([rows * columns for rows, columns in self.sizes.values()], dim=-1)
+        return {name: part.unflatten(-1, size) for (name, size), part in zip(self.sizes.items(), parts, strict=True)}
+
+
+def untold(told: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """How far that is from the facts: cross-entropies, and the square error of looks as a share of their variance."""
+    losses, notes = [], {}
+    for name in ("counts", "colours", "relation"):
+        wanted = batch[name].flatten()
+        logits = told[name].flatten(0, 1)
+        asked = wanted != UNKNOWN
+        losses.append(F.cross_entropy(logits, wanted, ignore_index=UNKNOWN, reduction="sum") / asked.sum().clamp(min=1))
+        notes[name] = float((logits.detach().argmax(-1) == wanted)[asked].float().mean())
+    known = batch["known"].float()
+    away = (known * squared_error(told["looks"], batch["looks"], batch["placed"])).sum()
+    share = away / (known * batch["looks"].square().mean((1, 2))).sum().clamp(min=1e-6)
+    notes["looks"] = 1 - float(share.detach())
+    return torch.stack([*losses, share]).sum(), notes
