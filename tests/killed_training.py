@@ -57,8 +57,7 @@ def task(model: nn.Module, batch: dict[str, Any], generator: torch.Generator) ->
 
 def run(out: Path, pipe: int) -> None:
     journal = Journal(out, 1)
-    for progress in fit(SETTINGS, net(), task, Numbers(), out):
-        journal.write(progress)
+    for _ in fit(SETTINGS, net(), task, Numbers(), out, note=journal.write):
         if pipe >= 0:
             os.write(pipe, STEP)
 

@@ -39,7 +39,8 @@ def pairs(pack):
 
 @pytest.fixture(scope="module")
 def facts(pack):
-    return Facts(Memory.of(pack.of("train"), pack.pixels, NUMBERS, fit=1))
+    memory = Memory.of(pack.of("train"), pack.pixels, NUMBERS, fit=1)
+    return Facts.about(memory.drawings, memory.codes * memory.scale)
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,18 @@ def test_a_training_killed_twelve_times_ends_as_if_it_never_was(report: dict[str
     assert report["killed"]["sums"] == report["straight"]["sums"]
 
 
+def test_a_step_is_noted_before_its_checkpoint_is_there(tmp_path: Path):
+    noted = []
+
+    def note(progress: Any) -> None:
+        noted.append((progress.step, bool(progress.saved), progress.saved is not None and progress.saved.exists()))
+
+    seen = [(one.step, one.saved) for one in fit(SETTINGS, net(), task, Numbers(), tmp_path, note=note)]
+    assert [step for step, _, _ in noted] == [step for step, _ in seen]
+    assert any(due for _, due, _ in noted) and not any(there for _, _, there in noted)
+    assert seen[-1][1] is not None and seen[-1][1].exists()
+
+
 def test_a_second_signal_leaves_at_once(report: dict[str, Any]):
     assert report["second"] == 128 + signal.SIGINT
 

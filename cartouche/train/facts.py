@@ -7,7 +7,7 @@ one and the same read-out, so that what the towers say of them is said in the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cartouche.data import palette
+from cartouche.data.emoji import Drawing
 from cartouche.data.scenes import Placed, Scene
 from cartouche.nets.clip import CLIPModel
-from cartouche.read.memory import Memory
 from cartouche.train.looks import in_place, scale_of, squared_error
 
 UNKNOWN = -100  # what cross-entropy passes over
@@ -28,20 +28,21 @@ COLOURS = ("ground", "first", "other")  # their colours
 RELATIONS = ("", "beside", "above")  # how the first lies to the other, where a word is clearly true
 
 
-@dataclass
+@dataclass(frozen=True)
 class Facts:
-    """The facts of scenes. memory: of the drawings that they are made of; its numbers say what a thing looks like.
+    """The facts of scenes. looks: by each drawing's key, the numbers (K,) that sum up what it looks like.
 
     Of two kinds of things the first is the one of which there are more, or else the left or upper one. Of three and
     more kinds nothing is asked but how many things there are and the ground.
     """
 
-    memory: Memory
+    looks: Mapping[str, np.ndarray]
 
-    def __post_init__(self) -> None:
-        places = self.memory.codes * self.memory.scale / scale_of(self.memory)
-        places = (places - places.mean(0)).astype(np.float32)
-        self._looks = dict(zip((one.key for one in self.memory.drawings), places, strict=True))
+    @classmethod
+    def about(cls, drawings: Sequence[Drawing], numbers: np.ndarray) -> Facts:
+        """Of scenes of these N drawings, whose looks are summed up in numbers (N, K), as read/memory.py does."""
+        looks = ((numbers - numbers.mean(0)) / scale_of(numbers)).astype(np.float32)
+        return cls(dict(zip((one.key for one in drawings), looks, strict=True)))
 
     def of(self, scene: Scene) -> dict[str, Any]:
         """counts (3,), colours (3,) and relation () int64, looks (2, K), placed (): whether the order is told."""
@@ -58,7 +59,7 @@ class Facts:
             "counts": np.array([len(scene.objects), *numbers]),
             "colours": np.array([ground, *(_colour(one) for one in asked)]),
             "relation": np.array(relation),
-            "looks": np.stack([self._looks[one.drawing.key] for one in (first, other)]),
+            "looks": np.stack([self.looks[one.drawing.key] for one in (first, other)]),
             "placed": np.array(told),
             "known": np.array(known),
         }

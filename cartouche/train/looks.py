@@ -22,7 +22,6 @@ from cartouche.data import shuffle
 from cartouche.data.scenes import Placed, Scene
 from cartouche.data.streams import Scenes
 from cartouche.nets.clip import CLIPTextModel
-from cartouche.read.memory import Memory
 from cartouche.text import Tokenizer
 
 THINGS = 2
@@ -141,9 +140,9 @@ class Looks:
         }
 
 
-def scale_of(memory: Memory) -> np.ndarray:
-    """What each number (K,) of a look is divided by: what differs most among drawings counts most, but not alone."""
-    spread = (memory.codes * memory.scale).std(0)
+def scale_of(looks: np.ndarray) -> np.ndarray:
+    """What each number of looks (N, K) is divided by, (K,): what differs most counts most, but not alone."""
+    spread = looks.std(0)
     return np.asarray(np.sqrt(spread * np.linalg.norm(spread) / np.sqrt(len(spread))))
 
 

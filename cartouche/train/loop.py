@@ -146,11 +146,14 @@ def fit(
     source: Source,
     out: Path,
     stop: Callable[[], bool] = lambda: False,
+    note: Callable[[Progress], object] = lambda progress: None,
 ) -> Iterator[Progress]:
     """Train `net`, yielding after every step; resumes by itself from the newest whole checkpoint in `out`.
 
-    `stop` is asked after every step: when it says so the state is saved and the iteration ends. Raises CartoucheError
-    for a loss or gradient that is not finite (nothing is saved then), for too many bad samples, and for a full disk.
+    `stop` is asked after every step: when it says so the state is saved and the iteration ends. `note` is told of every
+    step before its checkpoint is written, so that what it keeps is never behind one, whenever the power fails.
+    Raises CartoucheError for a loss or gradient that is not finite (nothing is saved then), for too many bad samples,
+    and for a full disk.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -170,8 +173,11 @@ def fit(
             for batch in stream:
                 progress = one_step(settings, state, task, batch, region, target, clock)
                 progress.stopped = why_stop(settings, state, stop, clock)
-                if progress.stopped or (settings.save_every and state.step % settings.save_every == 0):
-                    progress.saved = save(settings, state, out)
+                due = progress.stopped or (settings.save_every and state.step % settings.save_every == 0)
+                progress.saved = out / checkpoint.name_of(state.step) if due else None
+                note(progress)
+                if due:
+                    save(settings, state, out)
                 yield progress
                 if progress.stopped:
                     return

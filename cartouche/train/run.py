@@ -101,8 +101,7 @@ def train(recipe: str | Path | Recipe, assignments: Sequence[str] = ()) -> int:
 def follow(recipe: Recipe, net: nn.Module, out: Path, interrupt: Interrupt, screen: Screen) -> str:
     """Pull the loop, feeding the journal, the screen, the plot and the sample sheets; returns why it stopped."""
     journal, stopped = Journal(out, recipe.settings.log_every), ""
-    for progress in fit(recipe.settings, net, recipe.task(), recipe.source(), out, interrupt.asked):
-        journal.write(progress)
+    for progress in fit(recipe.settings, net, recipe.task(), recipe.source(), out, interrupt.asked, journal.write):
         screen.show(progress)
         look(recipe, progress, out)
         if progress.saved:
