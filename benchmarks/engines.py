@@ -286,7 +286,7 @@ def say(targets: dict[str, Any]) -> None:
 
 
 def before(path: Path) -> dict[str, Any]:
-    """What the file said: the two halves of this benchmark are measured apart."""
+    """What the file said: the parts of this benchmark are measured apart."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -15,20 +15,18 @@ minutes (30 pictures/s), plain 32, then gone on with to 1,500 steps as it stands
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import CLIP, PACK, scenes
+from common import CLIP, NUMBERS, PACK, facts, scenes
 
 from cartouche.data.negatives import Negatives, Pairs
 from cartouche.data.scenes import Mixture
-from cartouche.read.memory import Memory
 from cartouche.text import Tokenizer
 from cartouche.train.binding import Binding, Bound
-from cartouche.train.facts import Facts, Witness
+from cartouche.train.facts import Telling, Witness
 from cartouche.train.loop import Task, TrainSettings
 from cartouche.train.stream import Source
 from cartouche.weights.folder import load_net, save_net
 
 MIXTURE = Mixture(count=(0.2, 0.4, 0.25, 0.15), same=0.3, symbols=0.0, two_tone=0.05)
-NUMBERS = 32  # that say what a thing looks like
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,13 @@ class BindingRecipe:
         return Witness(load_net(self.clip), NUMBERS)
 
     def task(self) -> Task:
-        return Binding(self.hard)
+        return Binding() if self.hard else Telling()
 
     def source(self) -> Source:
         stream = scenes(self.pack, "train", seed=14, mixture=MIXTURE)
         drawings = stream.pack.of("train")
-        memory = Memory.of(drawings, stream.pack.pixels, NUMBERS)
-        facts = Facts.about(memory.drawings, memory.codes * memory.scale)
         pairs, apart = Pairs(stream.composer, Negatives(drawings)), 1 if self.hard else self.settings.batch
-        return Bound(stream.pack, pairs, facts, Tokenizer.load(self.clip), apart=apart)
+        return Bound(stream.pack, pairs, facts(stream.pack, drawings), Tokenizer.load(self.clip), apart=apart)
 
     def export(self, average: Witness, folder: Path) -> None:
         save_net(folder, average.clip, "float16")

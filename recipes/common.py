@@ -5,6 +5,7 @@ The pack is looked for in data/emoji; `pack=FOLDER` on the command line, or CART
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,15 +13,18 @@ from typing import Any, TypeVar
 from torch import nn
 
 from cartouche.data.captions import Manner
-from cartouche.data.emoji import Pack
+from cartouche.data.emoji import Drawing, Pack
 from cartouche.data.scenes import Composer, Mixture
 from cartouche.data.streams import Scenes
 from cartouche.nets.clip_config import TowerConfig
+from cartouche.read.memory import Memory
+from cartouche.train.facts import Facts
 
 PACK = os.environ.get("CARTOUCHE_PACK", "data/emoji")
 TOKENIZER_SCENES = 60_000
 VOCABULARY = 4096
 CLIP = "cartouche/weights/builtin/clip"  # what the reading nets start from
+NUMBERS = 32  # that sum up what a thing looks like
 CONTEXT = 40  # 99.9 % of 20,000 captions take 35 tokens or fewer
 MANNER = Manner(style=0.8, background=0.8, colour=0.35, place=0.6, keyword=0.05)
 """How talkative the captions are that drawing is learned from: what is not said cannot be learned, and a net that was
@@ -33,6 +37,12 @@ def scenes(pack: str, split: str, seed: int, mixture: Mixture | None = None, cro
     """The endless stream of scenes number `seed` from one split of the pack."""
     drawings = Pack(pack, cached=1 << 14)
     return Scenes(drawings, Composer(drawings.of(split), seed, mixture=mixture or Mixture()), crop=crop)
+
+
+def facts(pack: Pack, drawings: Sequence[Drawing]) -> Facts:
+    """The facts of scenes of these drawings."""
+    memory = Memory.of(drawings, pack.pixels, NUMBERS)
+    return Facts.about(memory.drawings, memory.codes * memory.scale)
 
 
 def run_folder(name: str) -> Path:

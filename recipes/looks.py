@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import MANNER, PACK, run_folder, scenes
+from common import MANNER, NUMBERS, PACK, run_folder, scenes
 
 from cartouche.data.emoji import Pack
 from cartouche.data.scenes import Mixture, Placed, cutout
@@ -38,7 +38,6 @@ from cartouche.weights.folder import load_net, save_net
 MIXTURE = Mixture(
     count=(0.4, 0.5, 0.07, 0.03), same=0.2, settled=0.8, coloured=0.2
 )  # two things are the harder ones to foresee
-NUMBERS = 32
 HELD = 2048  # captions of another stream, on which `sample` measures
 
 

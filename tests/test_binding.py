@@ -19,7 +19,7 @@ from cartouche.nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisio
 from cartouche.read.memory import Memory
 from cartouche.text import Tokenizer
 from cartouche.train.binding import Binding, Bound
-from cartouche.train.facts import COUNTS, UNKNOWN, Facts, Witness, in_order, untold
+from cartouche.train.facts import COUNTS, UNKNOWN, Facts, Telling, Told, Witness, in_order, untold
 from cartouche.train.stream import collate
 from cartouche.train.tasks import contrastive_loss
 
@@ -152,14 +152,21 @@ def test_what_is_told_rightly_costs_nothing_and_what_nobody_knows_is_not_asked(p
     assert float(nothing) == pytest.approx(1) and notes["looks"] == pytest.approx(0)
 
 
+def test_a_stream_of_scenes_comes_with_its_facts(pack, pairs, facts):
+    stream = Scenes(pack, pairs.composer)
+    sample = Told(stream, facts)[4]
+    assert sample["caption"] == stream[4]["caption"]
+    assert all((sample[name] == one).all() for name, one in facts.of(pairs.composer[4]).items())
+
+
 # learning
 
 
 def test_hard_negatives_are_further_columns_and_pairs_are_told_apart_alone(pack, pairs, facts, tokenizer, witness):
     bound, clip = source(pack, pairs, facts, tokenizer, count=2), witness.clip
     batch = collate([bound[i] for i in range(6)])
-    plain, _ = Binding(hard=False, facts=0)(witness, batch, torch.Generator())
-    hard, notes = Binding(hard=True, facts=0)(witness, batch, torch.Generator())
+    plain, _ = Telling(facts=0)(witness, batch, torch.Generator())
+    hard, notes = Binding(facts=0)(witness, batch, torch.Generator())
     ids, false = batch["ids"], batch["negatives"].flatten(0, 1)
     images, texts = clip.encode_image(batch["image"]), clip.encode_text(torch.cat([ids, false]))
     scores = clip.logit_scale.exp() * images @ texts.T
@@ -172,7 +179,7 @@ def test_hard_negatives_are_further_columns_and_pairs_are_told_apart_alone(pack,
     between = 2 * F.softplus(torch.stack(rivals)).mean()
     torch.testing.assert_close(hard, 0.5 * (F.cross_entropy(again, wanted) + columns) + between, atol=1e-4, rtol=1e-4)
     with pytest.raises(CartoucheError, match="batch=5 given; pairs lie side by side"):
-        Binding(hard=True)(witness, {name: value[:5] for name, value in batch.items()}, torch.Generator())
+        Binding()(witness, {name: value[:5] for name, value in batch.items()}, torch.Generator())
     right = torch.stack(rivals).detach().view(2, 3, 2) < 0
     assert notes["told_apart"] == pytest.approx(float(right.all(2).all(0).float().mean()))
 
@@ -180,8 +187,8 @@ def test_hard_negatives_are_further_columns_and_pairs_are_told_apart_alone(pack,
 def test_pictures_and_captions_are_both_asked_for_facts_and_learn_them(pack, pairs, facts, tokenizer, witness):
     bound = source(pack, pairs, facts, tokenizer)
     batch = collate([bound[i] for i in range(8)])
-    task = Binding(hard=False, facts=2.0)
-    contrast = Binding(hard=False, facts=0)(witness, batch, torch.Generator())[0]
+    task = Telling(facts=2.0)
+    contrast = Telling(facts=0)(witness, batch, torch.Generator())[0]
     vectors = (witness.clip.encode_image(batch["image"]), witness.clip.encode_text(batch["ids"]))
     apart = sum(untold(witness.tell(one), batch)[0] for one in vectors)
     torch.testing.assert_close(task(witness, batch, torch.Generator())[0], contrast + 2 * apart)

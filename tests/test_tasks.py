@@ -46,7 +46,9 @@ def pairs(count: int) -> dict[str, Any]:
 
 
 def test_a_clip_that_knows_nothing_is_at_ln_n():
-    loss, notes = tasks.Contrastive()(Towers(), pairs(128), generator())
+    images, texts, scores = tasks.compared(Towers(), **pairs(128))
+    assert images.shape == texts.shape == (128, 64)
+    loss, notes = tasks.contrastive_loss(scores)
     assert notes["chance"] == pytest.approx(math.log(128))
     assert float(loss.detach()) == pytest.approx(math.log(128), rel=0.01)
     exactly, _ = tasks.contrastive_loss(torch.zeros(128, 128))
@@ -80,12 +82,8 @@ def test_equal_captions_are_not_punished_as_wrong_pairs():
 
 def test_the_scale_of_scores_never_passes_a_hundred():
     towers = Towers(scale=9.0)
-    tasks.Contrastive()(towers, pairs(4), generator())
+    tasks.compared(towers, **pairs(4))
     assert float(towers.logit_scale.detach().exp()) == pytest.approx(100, rel=1e-5)
-
-
-def test_the_similarity_picture_is_square():
-    assert tasks.Contrastive().picture(Towers(), pairs(4)).size == (512, 512)
 
 
 class Mirror(nn.Module):

@@ -21,6 +21,8 @@ def test_chance_is_said_in_words():
     assert ", at chance (ln 128 = 4.85)" in screen.describe(progress(1, 4.84, chance=chance))
     assert ", worse than chance (ln 128 = 4.85)" in screen.describe(progress(1, 6.0, chance=chance))
     assert "chance" not in screen.describe(progress(1, 3.0, chance=chance))
+    assert "chance" not in screen.describe(progress(1, 6.0, chance=chance, contrast=3.0))
+    assert ", at chance" in screen.describe(progress(1, 9.0, chance=chance, contrast=4.84))
     assert "5 min left" in screen.describe(progress(1, 3.0))
 
 

@@ -17,9 +17,8 @@ from cartouche.data.negatives import Pairs
 from cartouche.data.scenes import render
 from cartouche.images import from_uint8
 from cartouche.text import Tokenizer
-from cartouche.train.facts import Facts, untold
-from cartouche.train.reading import trimmed
-from cartouche.train.tasks import LN_100, Batch, Notes, contrastive_loss, pictures, similarity
+from cartouche.train.facts import Facts, Telling
+from cartouche.train.tasks import Batch, Notes
 
 
 @dataclass
@@ -52,37 +51,19 @@ class Bound:
         return sample | self.facts.of(scene)
 
 
-@dataclass(frozen=True)
-class Binding:
-    """As train.tasks.Contrastive; each picture also against its negatives, further columns that no picture matches, and
-    the two of a pair against each other alone, both ways, since nothing but what binds tells those apart.
+class Binding(Telling):
+    """Each picture also against its negatives, further columns that no picture matches, and the two of a pair against
+    each other alone, both ways, since nothing but what binds tells those apart.
 
-    Besides, pictures and captions tell the facts of their scenes (train/facts.py), with a weight of `facts`. The net
-    is a `Witness`. batch: what `Bound` gives with pairs side by side. hard=False is plain contrastive learning with the
-    same facts, in whatever order.
+    batch: what `Bound` gives, with pairs side by side.
     """
 
-    hard: bool = True
-    facts: float = 1.0
-
     def __call__(self, net: Any, batch: Batch, generator: Generator) -> tuple[Tensor, Notes]:
-        clip = net.clip
-        with torch.no_grad():
-            clip.logit_scale.clamp_(0.0, LN_100)
         ids, false = batch["ids"], batch["negatives"].flatten(0, 1)
-        if self.hard and len(ids) % 2:
+        if len(ids) % 2:
             raise CartoucheError(f"batch={len(ids)} given; pairs lie side by side in it: choose an even number")
-        images = clip.encode_image(pictures(batch["image"])).float()
-        texts = clip.encode_text(trimmed(torch.cat([ids, false]) if self.hard else ids)).float()
-        scores = similarity(images, texts, clip.logit_scale)  # (B, B + K)
+        loss, notes, scores = self.learned(net, batch, torch.cat([ids, false]))  # (B, B + K)
         square, more = scores[:, : len(ids)], scores[:, len(ids) :]
-        loss, notes = contrastive_loss(square, ids)
-        for whose, vectors in (("picture", images), ("caption", texts[: len(ids)])):
-            away, told = untold(net.tell(vectors), batch)
-            loss = loss + self.facts * away
-            notes |= {f"{whose}_{name}": value for name, value in told.items()}
-        if not self.hard:
-            return loss, notes
         own = (false[None] == ids[:, None]).all(-1)  # what is false of one picture may be another's caption
         apart = torch.cat([square, more.masked_fill(own, float("-inf"))], dim=1).logsumexp(1) - square.logsumexp(1)
         pairs = torch.stack([square[i : i + 2, i : i + 2] for i in range(0, len(ids), 2)])  # (P, picture, caption)

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from cartouche.data import palette
 from cartouche.data.emoji import Drawing
 from cartouche.data.scenes import Placed, Scene
+from cartouche.data.streams import Scenes
 from cartouche.nets.clip import CLIPModel
 from cartouche.train.looks import in_place, scale_of, squared_error
+from cartouche.train.reading import trimmed
+from cartouche.train.tasks import Batch, Notes, compared, contrastive_loss
 
 UNKNOWN = -100  # what cross-entropy passes over
 COUNTS = ("things", "first", "other")  # how many there are, 0 to 4
@@ -45,23 +48,23 @@ class Facts:
         return cls(dict(zip((one.key for one in drawings), looks, strict=True)))
 
     def of(self, scene: Scene) -> dict[str, Any]:
-        """counts (3,), colours (3,) and relation () int64, looks (2, K), placed (): whether the order is told."""
+        """counts (3,), colours (3,) and relation () int64; looks (2, K); placed (), whether the order is told; and
+        known (), whether there are one or two kinds."""
         counts = scene.counts()
         first, other, told = in_order(scene)
-        ground = palette.NAMES.index(scene.background.colours[0]) if not scene.background.split else UNKNOWN
-        if len(counts) > 2:
-            known, numbers, relation = False, (UNKNOWN, UNKNOWN), UNKNOWN
-        else:
-            known, relation = True, RELATIONS.index(_relation(scene))
-            numbers = (counts[first.drawing.concept], counts[other.drawing.concept] if len(counts) > 1 else 0)
-        asked = (first, other if len(counts) > 1 else None) if known and told else (None, None)
+        few, alone, unasked = len(counts) <= 2, len(counts) == 1, (UNKNOWN, UNKNOWN)
+        numbers = (counts[first.drawing.concept], 0 if alone else counts[other.drawing.concept])
+        colours = (_colour(first.colour), _colour("" if alone else other.colour))
+        ground = scene.background
         return {
-            "counts": np.array([len(scene.objects), *numbers]),
-            "colours": np.array([ground, *(_colour(one) for one in asked)]),
-            "relation": np.array(relation),
+            "counts": np.array([len(scene.objects), *(numbers if few else unasked)]),
+            "colours": np.array(
+                [_colour("" if ground.split else ground.colours[0]), *(colours if few and told else unasked)]
+            ),
+            "relation": np.array(RELATIONS.index(_relation(scene)) if few else UNKNOWN),
             "looks": np.stack([self.looks[one.drawing.key] for one in (first, other)]),
             "placed": np.array(told),
-            "known": np.array(known),
+            "known": np.array(few),
         }
 
 
@@ -75,11 +78,22 @@ def in_order(scene: Scene) -> tuple[Placed, Placed, bool]:
 
 def _relation(scene: Scene) -> str:
     where = scene.relation(0, 1) if len(scene.objects) == 2 else ""
-    return {"left": "beside", "right": "beside", "above": "above", "below": "above"}.get(where, "")
+    return "beside" if where in ("left", "right") else "above" if where else ""
 
 
-def _colour(thing: Placed | None) -> int:
-    return palette.NAMES.index(thing.colour) if thing and thing.colour else UNKNOWN
+def _colour(name: str) -> int:
+    return palette.NAMES.index(name) if name else UNKNOWN
+
+
+@dataclass
+class Told:
+    """The samples of a stream of scenes, each with the facts of its scene."""
+
+    stream: Scenes
+    facts: Facts
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.stream[index] | self.facts.of(self.stream.composer[index])
 
 
 class Witness(nn.Module):
@@ -120,3 +134,32 @@ def untold(told: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Ten
     share = away / (known * batch["looks"].square().mean((1, 2))).sum().clamp(min=1e-6)
     notes["looks"] = 1 - float(share.detach())
     return torch.stack([*losses, share]).sum(), notes
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Each picture must find its caption among the batch's, and the other way round, and both tell the facts of their
+    scenes, with a weight of `facts`.
+
+    The net is a `Witness`; batch: image (B, 3, H, W), ids (B, N), and what `Facts.of` gives. Noted are the contrast,
+    which is the loss of CLIP alone, and what share of the facts is told rightly.
+    """
+
+    facts: float = 1.0
+
+    def __call__(self, net: Any, batch: Batch, generator: Generator) -> tuple[Tensor, Notes]:
+        loss, notes, _ = self.learned(net, batch, batch["ids"])
+        return loss, notes
+
+    def learned(self, net: Witness, batch: Batch, ids: Tensor) -> tuple[Tensor, Notes, Tensor]:
+        """Loss, notes, and the scores (B, B + K) of the pictures with captions ids (B + K, N), the first B their own;
+        the others have no part in the loss."""
+        count = len(batch["ids"])
+        images, texts, scores = compared(net.clip, batch["image"], trimmed(ids))
+        loss, notes = contrastive_loss(scores[:, :count], batch["ids"])
+        notes["contrast"] = float(loss.detach())
+        for whose, vectors in (("picture", images), ("caption", texts[:count])):
+            away, told = untold(net.tell(vectors), batch)
+            loss = loss + self.facts * away
+            notes |= {f"{whose}_{name}": value for name, value in told.items()}
+        return loss, notes, scores

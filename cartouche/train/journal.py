@@ -94,7 +94,7 @@ def plot(out: Path) -> Path | None:
     points = [(float(line["step"]), float(line["mean"])) for line in lines if math.isfinite(line.get("mean", math.nan))]
     if len(points) < 2:
         return None
-    chance = lines[-1].get("note/chance")
+    chance = lines[-1].get("note/chance") if "note/contrast" not in lines[-1] else None  # of a part of the loss only
     levels = {"chance": float(chance)} if chance is not None else {}
     path = Path(out) / "loss.png"
     sheets.save_png(sheets.curve(points, "loss", levels), path)

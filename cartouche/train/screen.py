@@ -76,11 +76,12 @@ def short(progress: Progress) -> str:
 
 
 def chance(progress: Progress) -> str:
-    """The words `, at chance (ln 128 = 4.85)` where the task knows its chance level and the loss has not left it."""
-    level = progress.notes.get("chance")
-    if level is None or progress.loss < AT_CHANCE * level:
+    """The words `, at chance (ln 128 = 4.85)` where the task knows its chance level and the loss has not left it; where
+    the loss is a sum of several, its part "contrast" is what chance is of."""
+    level, loss = progress.notes.get("chance"), progress.notes.get("contrast", progress.loss)
+    if level is None or loss < AT_CHANCE * level:
         return ""
-    where = "at chance" if progress.loss < level / AT_CHANCE else "worse than chance"
+    where = "at chance" if loss < level / AT_CHANCE else "worse than chance"
     return f", {where} (ln {round(math.exp(level))} = {level:.2f})"
 
 

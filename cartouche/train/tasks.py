@@ -10,43 +10,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from cartouche.config import unknown
 from cartouche.diffusion.prediction import target as target_of
 from cartouche.diffusion.schedule import Ladder, Level
-from cartouche.train import sheets
 
 Batch = dict[str, Any]
 Notes = dict[str, float]
 LN_100 = math.log(100.0)
 
 
-@dataclass(frozen=True)
-class Contrastive:
-    """Each picture must find its caption among the batch's, and each caption its picture (CLIP, figure 3).
-
-    batch["image"]: (B, 3, H, W) in [-1, 1]; batch["ids"]: (B, N). The loss of a net that knows nothing is ln B, noted
-    as "chance". same_caption: captions that are word for word the same count as one, so that no true pair is punished.
-    """
-
-    same_caption: bool = True
-
-    def __call__(self, net: Any, batch: Batch, generator: Generator) -> tuple[Tensor, Notes]:
-        with torch.no_grad():
-            net.logit_scale.clamp_(0.0, LN_100)  # CLIP, section 2.5: never scale by more than 100
-        images = net.encode_image(pictures(batch["image"])).float()  # (B, D)
-        texts = net.encode_text(batch["ids"]).float()  # (B, D)
-        scores = similarity(images, texts, net.logit_scale)
-        return contrastive_loss(scores, batch["ids"] if self.same_caption else None)
-
-    @torch.no_grad()
-    def picture(self, net: Any, batch: Batch) -> Image.Image:
-        """The similarity matrix of a batch as a picture: a dark diagonal where picture i matches text i."""
-        images, texts = net.encode_image(pictures(batch["image"])), net.encode_text(batch["ids"])
-        return sheets.matrix(similarity(images.float(), texts.float(), net.logit_scale))
+def compared(net: Any, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A CLIP's vectors of pictures (B, 3, H, W) and of texts (T, N), (B, D) and (T, D), and their scores (B, T)."""
+    with torch.no_grad():
+        net.logit_scale.clamp_(0.0, LN_100)  # CLIP, section 2.5: never scale by more than 100
+    images, texts = net.encode_image(pictures(image)).float(), net.encode_text(ids).float()
+    return images, texts, similarity(images, texts, net.logit_scale)
 
 
 def similarity(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
@@ -56,7 +37,12 @@ def similarity(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
 
 
 def contrastive_loss(scores: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Notes]:
-    """The mean of the cross-entropies along rows and columns of `scores` (B, B); with `ids`, equal captions share."""
+    """Each picture must find its caption among the batch's, and each caption its picture (CLIP, figure 3): the mean of
+    the cross-entropies along rows and columns of `scores` (B, B).
+
+    With ids (B, N), captions that are word for word the same count as one, so that no true pair is punished. The loss
+    of a net that knows nothing is ln B, noted as "chance".
+    """
     count = len(scores)
     same = torch.eye(count, device=scores.device, dtype=torch.bool)
     if ids is not None:
