@@ -25,11 +25,11 @@ MORE_THINGS = THINGS | {  # for what needs things that a scene of four does not 
 }
 
 
-def write_pack(folder: Path, things: dict = THINGS) -> Path:
+def write_pack(folder: Path, things: dict = THINGS, styles: tuple[str, ...] = ("flat", "outline")) -> Path:
     """Shards and index.jsonl in `folder`; every drawing has a tight box of its own shape."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, files, offset = [], [], 0
-    for style in ("flat", "outline"):
+    for style in styles:
         for number, (concept, (name, nom, colour, rgb)) in enumerate(things.items()):
             pixels, box = np.zeros((128, 128, 4), np.uint8), (10, 20 + number, 100 + number, 110)
             pixels[box[1] : box[3], box[0] : box[2]] = (*((0, 0, 0) if style == "outline" else rgb), 255)
@@ -38,7 +38,7 @@ def write_pack(folder: Path, things: dict = THINGS) -> Path:
             key = f"{style}-{concept}"
             files.append((f"{key}.webp", data.getvalue()))
             row = {"key": key, "concept": concept, "family": f"fam-{concept}", "style": style, "scene": True}
-            row |= {"split": "train" if style == "flat" or concept != "c2" else "pairs", "group": "Objects"}
+            row |= {"split": "train" if style != "outline" or concept != "c2" else "pairs", "group": "Objects"}
             row |= {"name_en": name, "name_fr": nom, "keywords_en": ["thing"], "keywords_fr": ["chose"]}
             row |= {"colors": [["black" if style == "outline" else colour, 1.0]], "bbox": list(box)}
             rows.append(row | {"shard": "toy-000.tar", "offset": offset + 512, "bytes": len(data.getvalue())})

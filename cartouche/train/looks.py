@@ -141,8 +141,11 @@ class Looks:
 
 
 def scale_of(looks: np.ndarray) -> np.ndarray:
-    """What each number of looks (N, K) is divided by, (K,): what differs most counts most, but not alone."""
-    spread = looks.std(0)
+    """What each number of looks (N, K) is divided by, (K,): what differs most counts most, but not alone.
+
+    A number in which nothing differs, as in a pack of few drawings, stays near 0.
+    """
+    spread = np.maximum(looks.std(0), 1e-6)
     return np.asarray(np.sqrt(spread * np.linalg.norm(spread) / np.sqrt(len(spread))))
 
 
