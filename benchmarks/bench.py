@@ -21,7 +21,7 @@ from cartouche.device import processor_has_bf16, processors
 from cartouche.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
-NETS = Path(__file__).parent / "nets"  # not in the package: the CLIP whole, and the referee
+NETS = Path(__file__).parent / "nets"  # not in the package: the referee
 LIBRARIES = ("numpy", "torch", "openvino", "diffusers", "transformers")
 DIGITS = 6  # of a stored number: what was measured has no more
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import NETS, machine, parser, table, write
+from bench import machine, parser, table, write
 
 from cartouche.data.captions import LANGUAGES
 from cartouche.data.emoji import Drawing, Pack
@@ -26,6 +26,7 @@ from cartouche.data.palette import COLOURS
 from cartouche.data.scenes import Composer, render, rng_of
 from cartouche.measure.obedience import LINES, hundred_names, rate
 from cartouche.read.match import Matcher
+from cartouche.weights.builtin import builtin
 
 SEED, NAMES = 4, 30  # training reads scenes of seed 3
 
@@ -75,7 +76,7 @@ def measure(matcher: Matcher, pack: Pack, count: int) -> dict[str, Any]:
 def main() -> None:
     given = parser(__doc__, "match")
     given.add_argument("--pack", type=Path, required=True)
-    given.add_argument("--clip", type=Path, default=NETS / "clip")
+    given.add_argument("--clip", type=Path, default=builtin() / "clip")
     given.add_argument("--count", type=int, default=500)
     a = given.parse_args()
     report = measure(Matcher(a.clip), Pack(a.pack), a.count)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench import NETS, machine, parser, table, write
+from bench import machine, parser, table, write
 from PIL import Image
 
 from cartouche import images
@@ -34,6 +34,7 @@ from cartouche.metrics.intervals import auroc
 from cartouche.read.domain import OUTSIDE, Domain, Seen, look
 from cartouche.read.match import Matcher
 from cartouche.read.search import pictures
+from cartouche.weights.builtin import builtin
 
 KNOWN_SEED, SCENE_SEED = 3, 4  # training reads scenes of seed 3
 JPEG = (40, 96)  # qualities
@@ -130,7 +131,7 @@ def main() -> None:
     given = parser(__doc__, "outside")
     given.add_argument("--pack", type=Path, required=True)
     given.add_argument("--others", type=Path, required=True)
-    given.add_argument("--clip", type=Path, default=NETS / "clip")
+    given.add_argument("--clip", type=Path, default=builtin() / "clip")
     given.add_argument(
         "--model", type=Path, help="a model folder with the autoencoder of drawings; built in if not given"
     )
