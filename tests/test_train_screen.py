@@ -1,5 +1,6 @@
 """What a person sees of a training: words, bar, journal, plot and sheets."""
 
+import json
 import math
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def test_the_plot_falls_where_the_loss_falls(tmp_path: Path):
     across = np.flatnonzero(ink.any(0))
     heights = [np.flatnonzero(ink[:, x]).mean() for x in (across[0], across[len(across) // 2], across[-1])]
     assert heights[0] < heights[1] < heights[2]  # rows are counted from the top
+
+
+def test_the_plot_has_the_line_of_chance_where_the_loss_is_the_contrast_alone(tmp_path: Path):
+    drawn = {}
+    for name, notes in {
+        "no": {},
+        "alone": {"note/chance": 4.8},
+        "part": {"note/chance": 4.8, "note/contrast": 1.0},
+    }.items():
+        (tmp_path / name).mkdir()
+        lines = (json.dumps({"step": step, "mean": 5.0 - step, **notes}) for step in range(3))
+        (tmp_path / name / journal.FILE).write_text("\n".join(lines) + "\n")
+        drawn[name] = journal.plot(tmp_path / name).read_bytes()
+    assert drawn["part"] == drawn["no"] != drawn["alone"]
 
 
 def test_a_sheet_shows_every_picture_in_its_place():

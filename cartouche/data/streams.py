@@ -33,7 +33,10 @@ class Scenes:
         return self.length
 
     def __getitem__(self, index: int) -> dict:
-        scene = self.composer[index]
+        return self.sample(self.composer[index], index)
+
+    def sample(self, scene: Scene, index: int) -> dict:
+        """The picture (3, H, W) and caption of the scene that the composer gives at `index`."""
         pixels, _ = render(self.pack, scene)
         if self.crop:
             pixels = _crop(pixels, self.crop, rng_of(self.composer.seed ^ CROP_STREAM, index))

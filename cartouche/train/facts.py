@@ -93,7 +93,8 @@ class Told:
     facts: Facts
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.stream[index] | self.facts.of(self.stream.composer[index])
+        scene = self.stream.composer[index]
+        return self.stream.sample(scene, index) | self.facts.of(scene)
 
 
 class Witness(nn.Module):
@@ -101,7 +102,7 @@ class Witness(nn.Module):
 
     def __init__(self, clip: CLIPModel, numbers: int) -> None:
         super().__init__()
-        self.clip, self.numbers = clip, numbers
+        self.clip = clip
         width = clip.config.projection_dim
         self.sizes = {
             "counts": (len(COUNTS), 5),
@@ -121,7 +122,8 @@ class Witness(nn.Module):
 
 
 def untold(told: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """How far that is from the facts: cross-entropies, and the square error of looks as a share of their variance."""
+    """How far what `Witness.tell` gives is from what `Facts.of` gives, stacked: the sum () of the mean cross-entropies
+    and of the square error of looks as a share of their variance; and what share of each is told rightly."""
     losses, notes = [], {}
     for name in ("counts", "colours", "relation"):
         wanted = batch[name].flatten()

@@ -38,7 +38,7 @@ class Teller(nn.Module):
 
     def __init__(self, text_encoder: CLIPTextModel, numbers: int) -> None:
         super().__init__()
-        self.text_encoder, self.numbers = text_encoder, numbers
+        self.text_encoder = text_encoder
         self.look = nn.Linear(text_encoder.config.hidden_size, numbers)
         self.end = text_encoder.config.eos_token_id
 
