@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cartouche.device import processor_has_bf16, processors
+from cartouche.device import processor_has_bf16, processor_name, processors
 from cartouche.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
@@ -36,7 +36,7 @@ def parser(text: str | None, name: str) -> argparse.ArgumentParser:
 def machine() -> dict[str, Any]:
     """What a timing depends on, without a name of host or place. load: runnable processes over the last minute."""
     return {
-        "processor": processor(),
+        "processor": processor_name(),
         "cores": processors(),
         "bf16": processor_has_bf16(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -44,16 +44,6 @@ def machine() -> dict[str, Any]:
         "libraries": {name: found for name in LIBRARIES if (found := installed(name))},
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-
-
-def processor() -> str:
-    """The processor's model, as the system spells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def installed(package: str) -> str:

@@ -4,7 +4,7 @@
 
 Two lines of black text on white, 28 pixels high, in the fonts that Pillow and matplotlib bring. Fonts are compared
 upright and sharp; blur (a Gaussian of so many pixels) and rotation (degrees, counter-clockwise) over all fonts. French
-is apart, since the nets inside the package know no accents. Every rate is over all characters or words of its cell;
+is apart for its accents, which Pillow's own font lacks. Every rate is over all characters or words of its cell;
 nothing is forgiven: case, blanks and signs count.
 """
 

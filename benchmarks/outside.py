@@ -7,7 +7,7 @@ shares of scenes of a seed that no training uses. --write puts them into the CLI
 
 Others, each a chance (AUROC) that one of them lies farther out than a scene, with the share that is called outside:
 every folder of pictures and every .tar or .tar.gz of pictures in --others. Beside them what must not be called outside:
-scenes of drawings never seen, scenes through a JPEG, and, with --model, scenes through an autoencoder, as drawings are.
+scenes of drawings never seen, scenes through a JPEG, and scenes through an autoencoder, as drawings are.
 AUROC is also given for each of the two distances alone.
 """
 

@@ -26,6 +26,7 @@ from cartouche.diffusion import exact, schedule
 from cartouche.diffusion.noise import NoiseSource
 from cartouche.diffusion.prediction import Denoiser
 from cartouche.diffusion.samplers import Sampler, sample, sampler
+from cartouche.files import write_whole
 
 BINS = 50
 RESULT = Path(__file__).parent / "results" / "spiral.json"
@@ -95,7 +96,8 @@ def main() -> None:
     runs = {str(seed): measure(seed=seed) for seed in (0, 1)}
     settings = {"points": 1500, "images": 400, "ladder": "linear, 1000 rungs", "spacing": "linspace", "bins": BINS}
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"settings": settings, "seeds": runs}, indent=1) + "\n")
+    text = json.dumps({"settings": settings, "seeds": runs}, indent=1) + "\n"
+    write_whole(RESULT, text.encode(), force=True)
     print(f"{'sampler':22} {'steps':>5} {'distance':>9} {'std':>6} {'bins':>5} {'effective':>9}")
     for row in runs["0"]:
         numbers = f"{row['median_distance']:9.4f} {row['std']:6.3f} {row['bins_hit']:5d} {row['effective_bins']:9.1f}"

@@ -28,7 +28,9 @@ class CompileCache:
     def default(cls) -> CompileCache:
         """`$XDG_CACHE_HOME/cartouche`, or `~/.cache/cartouche`."""
         root = os.environ.get("XDG_CACHE_HOME", "")
-        return cls((Path(root) if os.path.isabs(root) else Path("~/.cache").expanduser()) / "cartouche" / "compiled")
+        home = os.path.expanduser("~")  # stays as it is where a user has none: then nothing is kept
+        home = os.path.join(home, ".cache") if os.path.isabs(home) else os.devnull
+        return cls(Path(root if os.path.isabs(root) else home) / "cartouche" / "compiled")
 
     def read(self, key: str) -> np.ndarray | None:
         """The bytes stored under `key`, mapped from the disk; None where there are none or they are damaged."""

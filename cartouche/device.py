@@ -183,7 +183,8 @@ def use_threads(count: int = 0) -> int:
 
     if count < 0:
         raise CartoucheError(f"threads={count}; wanted a number of threads, or 0 for every processor")
-    count = count or int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or processors()
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is of nested levels
+    count = count or (int(asked) if asked.isdecimal() else 0) or processors()
     torch.set_num_threads(count)
     return count
 

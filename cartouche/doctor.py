@@ -21,11 +21,10 @@ import cartouche
 from cartouche import device, engine
 from cartouche.config import shown
 from cartouche.weights import builtin
+from cartouche.weights.convert import OLDEST_TORCH
 
 FEATURES = "avx2 avx512f avx_vnni avx512_vnni avx512_bf16 amx_int8 amx_bf16 amx_fp16 asimd bf16 i8mm sve sve2".split()
 """Instruction sets that decide how fast nets run."""
-
-OLDEST_TORCH = (2, 10)
 
 
 @dataclass(frozen=True)
@@ -180,13 +179,16 @@ def _draws(model: Path | str | None) -> Finding:
         why = "the model has its graphs"
         why += ", the processor has bf16" if facts["precision"] == "bf16" else ", the processor has no bf16"
         return Finding("draws", f"{chosen.name} by openvino in {facts['precision']}: {why}", facts)
+    missing = chosen.without_graph
+    why = f"it has no graph of {missing[0]}" if missing else "there is a GPU"
     if not _installed("torch"):
-        text = f"{chosen.name} cannot be drawn: it has no graphs, and torch is absent"
+        text = f"{chosen.name} cannot be drawn: {why}, and torch is absent"
         return Finding("draws", text, facts | {"engine": None}, "pip install 'cartouche-ai[torch]'")
     place = device.choose("auto")
     facts |= {"device": str(place), "precision": "bf16" if device.has_bf16(place) else "fp32"}
-    text = f"{chosen.name} by torch on {place} in {facts['precision']}: it has no graphs"
-    return Finding("draws", text, facts, f"for OpenVINO: `cartouche weights export {chosen.folder}`")
+    text = f"{chosen.name} by torch on {place} in {facts['precision']}: {why}"
+    export = f"for OpenVINO: `cartouche weights export {chosen.folder}`"
+    return Finding("draws", text, facts, export if missing and chosen.folder.is_dir() else None)
 
 
 PROBES: dict[str, Callable[[Path | str | None], Finding]] = {

@@ -24,6 +24,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cartouche.config import CartoucheError, read_json, shown
+from cartouche.files import write_whole
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -115,6 +116,11 @@ class Tokenizer:
             raise CartoucheError(f"{folder} has model_max_length={shown(repr(context))}; wanted a number")
         return cls(backend_of(folder), int(min(context, 1_000_000)), _pad_token(folder, config))
 
+    def limit(self, places: int) -> Tokenizer:
+        """Itself, with rows no longer than a text tower has places."""
+        self.context = min(self.context, places)
+        return self
+
     def save(self, folder: str | Path) -> None:
         """Write the folder that transformers' CLIPTokenizer opens, in the new layout and in the old one."""
         folder = Path(folder)
@@ -123,11 +129,11 @@ class Tokenizer:
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": self.pad}
         config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.context, "do_lower_case": True}
-        _write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
         _write(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
         _write(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]))
         _write(folder / "special_tokens_map.json", json.dumps(special, indent=2))
         _write(folder / "tokenizer_config.json", json.dumps({**config, **special}, indent=2))
+        _write(folder / "tokenizer.json", self._backend.to_str(pretty=True))  # last: a folder that has it is whole
 
     def encode(self, text: str) -> Encoded:
         """One text, and the words that did not fit into `context`."""
@@ -321,12 +327,26 @@ def backend_of(folder: Path) -> tokenizers.Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise CartoucheError(f"{whole} is not a tokenizer: {error}") from error
     if vocab.is_file() and merges.is_file():
-        lines = merges.read_text(encoding="utf-8").split("\n")
-        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-        if any(len(pair) != 2 for pair in pairs):
-            raise CartoucheError(f"{merges} has lines that are not two pieces with a space between them")
-        return _backend(read_json(vocab), [(pair[0], pair[1]) for pair in pairs])
+        return _of_merges(vocab, merges)
     raise CartoucheError(f"{folder} holds no tokenizer; wanted tokenizer.json, or vocab.json with merges.txt")
+
+
+def _of_merges(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
+    """The engine of the older layout. Raises CartoucheError where a file is damaged, or they do not fit together."""
+    ids = read_json(vocab)
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise CartoucheError(f"{merges} is no text in UTF-8 ({error}); wanted CLIP's merges") from error
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise CartoucheError(f"{merges} has lines that are not two pieces with a space between them")
+    if not all(type(number) is int and 0 <= number < 2**32 for number in ids.values()):
+        raise CartoucheError(f"{vocab} has numbers of pieces that are none; wanted whole ones from 0")
+    strange = [piece for a, b in pairs for piece in (a, b, a + b) if piece not in ids]
+    if strange:
+        raise CartoucheError(f"{merges} has {shown(repr(strange[0]))}, which {vocab.name} has not; give files of one")
+    return _backend(ids, [(pair[0], pair[1]) for pair in pairs])
 
 
 def _pad_token(folder: Path, config: dict[str, Any]) -> str:
@@ -358,4 +378,4 @@ def _word_start(text: str, at: int) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_whole(path, f"{text}\n".encode(), force=True)

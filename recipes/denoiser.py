@@ -22,7 +22,6 @@ MIXTURE has had outlines in several colours since, and MANNER (common.py) captio
 those on one core, 88 minutes, were no better and no worse, and are not in those figures.
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -45,7 +44,7 @@ from cartouche.train.loop import Task, TrainSettings
 from cartouche.train.sheets import save_png, sheet
 from cartouche.train.stream import Source
 from cartouche.train.tasks import Denoising
-from cartouche.weights.folder import load_net, save_net
+from cartouche.weights.folder import load_net, save_net, write_json
 
 CONFIG = UNetConfig(
     sample_size=16,
@@ -169,7 +168,7 @@ class Denoiser:
         save_net(folder / "unet", average.unet)
         save_net(folder / "text_encoder", average.text_encoder)
         (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))
+        write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
 
 
 def settings() -> Denoiser:

@@ -3,14 +3,15 @@
     python scripts/assemble_model.py [--runs runs] [--out cartouche/weights/builtin] [--pack FOLDER]
 
 Where a net has no run of its own, the one that the folder already holds stays; with a pack, its `train` drawings are
-remembered anew (cartouche/read/memory.py). Weights are stored as float16. Refuses
-weights of more than 96 MB.
+remembered anew (cartouche/read/memory.py). Weights are stored as float16. Refuses weights of more than 96 MB; the
+folder is then as it was.
 """
 
 import argparse
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from cartouche.config import CartoucheError
@@ -27,6 +28,18 @@ READERS = ("clip", "detector", "segmenter", "captioner")
 
 def assemble(runs: Path, out: Path, pack: Path | None = None) -> int:
     """Write the folder; returns the size of its weights in bytes."""
+    with tempfile.TemporaryDirectory(dir=out.parent) as room:
+        made = Path(room) / out.name
+        if out.is_dir():
+            shutil.copytree(out, made)
+        size = put_together(runs, made, pack)
+        shutil.rmtree(out, ignore_errors=True)
+        made.rename(out)
+    return size
+
+
+def put_together(runs: Path, out: Path, pack: Path | None) -> int:
+    """Put what the runs made in place of what the folder holds; returns the size of its weights in bytes."""
     for name in READERS:
         if (runs / name / "export").is_dir():
             shutil.rmtree(out / name, ignore_errors=True)
@@ -62,7 +75,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("cartouche/weights/builtin"))
     parser.add_argument("--pack", type=Path)
     arguments = parser.parse_args()
-    sys.stdout.write(f"{arguments.out}: {assemble(arguments.runs, arguments.out, arguments.pack) / 1e6:.1f} MB\n")
+    try:
+        size = assemble(arguments.runs, arguments.out, arguments.pack)
+    except CartoucheError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(f"{arguments.out}: {size / 1e6:.1f} MB\n")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,12 @@ def test_scenes_without_pairs_are_told_of(pairs):
         lone[1]
 
 
+def test_a_pack_in_which_nothing_may_be_absent_is_refused(pack):
+    few = [one for one in pack.of("train") if one.family in sorted({d.family for d in pack.drawings})[:4]]
+    with pytest.raises(CartoucheError, match="fewer than five families"):
+        Negatives(few)
+
+
 def test_negatives_come_with_their_pictures(pack, pairs, facts, tokenizer):
     sample = source(pack, pairs, facts, tokenizer, count=2)[3]
     assert sample["negatives"].shape == (2, CONTEXT)

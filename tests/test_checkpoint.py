@@ -90,6 +90,21 @@ def test_a_missing_file_falls_back_to_the_one_before(tmp_path: Path, name: str):
     assert found is not None and found.step == 1
 
 
+def test_a_file_that_the_disk_cannot_give_back_falls_back_to_the_one_before(tmp_path: Path, monkeypatch):
+    saved(tmp_path, 1, 2)
+    digest = files.digest
+
+    def failing(path: Path) -> str:
+        if path.parent.name.endswith("2"):
+            raise OSError(errno.EIO, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(files, "digest", failing)
+    with pytest.warns(checkpoint.DamagedWarning, match=r"is damaged \(Input/output error\)"):
+        found = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 1
+
+
 def test_when_none_is_whole_nothing_is_started_anew_in_silence(tmp_path: Path):
     (only,) = saved(tmp_path, 1)
     (only / "net.safetensors").write_bytes(b"")

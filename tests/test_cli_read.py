@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_a_picture_comes_through_standard_input(cartouche, told, monkeypatch):
     assert cartouche("read", "-")[1].startswith("- (3x2)\nA red apple.\n")
 
 
-def test_what_was_found_is_drawn(cartouche, told, photos):
+def test_what_was_found_is_drawn(cartouche, told, photos, monkeypatch):
     photo("a.png", "white", (64, 48))
     code, out, _ = cartouche("read", "a.png", "--find", "apple", "--annotate", "marked.png")
     assert code == 0 and out.endswith("marked.png\n")
@@ -181,6 +182,8 @@ def test_what_was_found_is_drawn(cartouche, told, photos):
     assert cartouche("read", "a.png", "--find", "apple", "--annotate", "marked.png")[0] == 2, "it exists"
     assert cartouche("read", "a.png", "--find", "apple", "--annotate", "a.png", "--force")[0] == 2, "it is the picture"
     assert cartouche("read", "a.png", "--find", "apple", "--annotate", "marked.png", "--force")[0] == 0
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(Path("a.png").read_bytes())))
+    assert cartouche("read", "-", "--find", "apple", "--annotate", "marked.png", "--force")[0] == 0
     (photos / "out").mkdir()
     assert cartouche("read", photos, "--find", "apple", "--annotate", photos / "out")[0] == 0
     assert sorted(path.name for path in (photos / "out").iterdir()) == ["blue.png", "green.png", "red.png"]

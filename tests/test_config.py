@@ -151,6 +151,9 @@ def test_threads_follow_the_setting_then_the_environment(monkeypatch: pytest.Mon
         assert device.use_threads(1) == 1
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         assert device.use_threads() == 1 == torch.get_num_threads()
+        for many, wanted in (("2,1", 2), ("many", device.processors())):
+            monkeypatch.setenv("OMP_NUM_THREADS", many)
+            assert device.use_threads() == wanted
         monkeypatch.delenv("OMP_NUM_THREADS")
         assert device.use_threads() == device.processors() >= 1
     finally:

@@ -157,6 +157,8 @@ TRIES = {
     "os.fork": "import os; os.fork()",
     "pickle.find_class": "import pickle; pickle.loads(b'cos\\nsystem\\n.')",
     "open": "open('made', 'w')",
+    "sqlite3.connect": "import sqlite3; sqlite3.connect('made')",
+    "import": "import wave",
     "os.remove": "import os; os.remove('kept')",
     "os.rename": "import os; os.rename('kept', 'made')",
     "ctypes.dlopen": "import ctypes; ctypes.CDLL('libc.so.6')",
@@ -167,7 +169,8 @@ TRIES = {
 def test_the_reading_process_ends_at_the_first_thing_it_may_not_do(tmp_path, event):
     (tmp_path / "kept").touch()
     code = (
-        "import sys; from cartouche.weights.unpickle import forbid; sys.addaudithook(forbid)\n"
+        "import ctypes, os, socket, sqlite3, subprocess, sys\n"
+        "from cartouche.weights.unpickle import forbid; sys.addaudithook(forbid)\n"
         f"try:\n    {TRIES[event]}\nexcept BaseException:\n    pass\nprint('alive')"
     )
     command = [sys.executable, "-B", "-c", code]

@@ -141,13 +141,16 @@ def test_bad_lines_of_metadata_are_counted_and_missing_pictures_too(tmp_path):
         '{"file_name": "notes.md", "text": "a"}',
         '{"file_name": "pipe.png", "text": "a"}',
         '{"x": "' + "y" * 5000 + '"}',
+        '{"file_name": "\\ud800.png", "text": "a"}',
+        '{"file_name": "s000.png", "text": "\\ud800"}',
         "",
     ]
     os.mkfifo(tmp_path / "pipe.png")
     with (tmp_path / "metadata.jsonl").open("a") as file:
         file.write("\n".join(lines) + "\n" + '{"file_name": "s001.webp", "text": "the last"}\n')
     reader = Folder(tmp_path, limits=Limits(broken=1, text=1000))
-    assert keys(reader) == ["s000", "s001", "s002", "s001"] and len(reader.tally) == 8
+    assert keys(reader) == ["s000", "s001", "s002", "s001"] and len(reader.tally) == 10
+    assert any(where.endswith("line 4") for where in reader.tally.reasons), "the first bad line is the fourth"
 
 
 # hostile files

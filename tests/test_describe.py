@@ -150,6 +150,14 @@ def test_a_captioner_without_words_of_its_own_names_freely(tmp_path: Path) -> No
     assert all(isinstance(thing["name"], str) for thing in one["objects"])
 
 
+@pytest.mark.parametrize("said", ['{"names": 5}', '{"names": [5]}', "[]"])
+def test_damaged_lists_of_words_are_refused(tmp_path: Path, said: str) -> None:
+    model = reading_model(tmp_path / "model")
+    (model / "captioner" / "words.json").write_text(said)
+    with pytest.raises(CartoucheError, match=r"words\.json"):
+        Describer(model, "torch")
+
+
 def test_what_training_says_of_a_scene_is_of_the_shape() -> None:
     shape = scene_shape({"names": NAMES, "colours": ["red", "blue"], "styles": ["flat"]})
     thing = {"name": "red apple", "colour": "", "count": 2, "box": [0, 5, 100, 99]}

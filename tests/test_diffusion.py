@@ -138,6 +138,14 @@ def test_steps_outside_the_schedule_are_refused(steps):
         schedule.linear(50).levels(steps)
 
 
+def test_more_steps_than_a_spacing_has_rungs_are_refused():
+    ladder = schedule.from_config({"_class_name": "DPMSolverMultistepScheduler"})
+    assert len(ladder.levels(999, "leading")) == 1000
+    for offset in (0, 1):
+        with pytest.raises(CartoucheError, match="steps=1000 of 1000 rungs, leading, visit one twice"):
+            ladder.levels(1000, "leading", offset=offset)
+
+
 def test_an_offset_past_the_last_rung_is_refused():
     with pytest.raises(CartoucheError, match="choose fewer steps or offset=0"):
         schedule.linear().levels(1000, "leading", offset=1)
@@ -173,6 +181,21 @@ def test_a_scheduler_config_that_cannot_be_honoured_is_refused():
         schedule.from_config({"use_beta_sigmas": True})
     with pytest.raises(CartoucheError, match="scaled_linear"):
         schedule.from_config({"beta_schedule": "scaled_liner"})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"beta_start": 0},
+        {"trained_betas": [0.1, 1, 0.1]},
+        {"num_train_timesteps": 1, "rescale_betas_zero_snr": True},
+        {"trained_betas": [0, 0, 0], "rescale_betas_zero_snr": True},
+    ],
+    ids=str,
+)
+def test_a_ladder_on_which_no_step_could_be_taken_is_refused(config):
+    with pytest.raises(CartoucheError, match="ladder"):
+        schedule.from_config(config)
 
 
 def test_a_folder_may_end_its_walk_at_the_first_rung_instead_of_clean():

@@ -14,6 +14,7 @@ import pytest
 
 from cartouche import device, doctor, engine
 from cartouche.cli import main
+from cartouche.draw.model import Model
 from cartouche.weights import builtin
 
 NAMES = ["python", "processor", "threads", "memory", "gpu", "torch", "openvino", "disk", "model", "draws"]
@@ -83,6 +84,12 @@ def test_what_it_says_will_draw_is_what_draws():
 def test_a_model_without_graphs_is_drawn_by_torch_and_the_command_that_helps_is_named(bare):
     said = found(bare)["draws"]
     assert said.facts["engine"] == "torch" and f"cartouche weights export {bare}" in str(said.advice)
+
+
+def test_a_model_with_graphs_that_torch_draws_is_said_to_be_drawn_so_for_the_gpu(monkeypatch):
+    monkeypatch.setattr(Model, "_engine", lambda self, engine: "torch")
+    said = found()["draws"]
+    assert said.text.endswith("there is a GPU") and said.advice is None
 
 
 def test_the_built_in_model_is_whole_and_every_file_of_it_is_sealed(tmp_path):

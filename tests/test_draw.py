@@ -245,6 +245,10 @@ def test_a_prompt_is_encoded_once(painter, monkeypatch):
         ({"sampler": "dpmpp_3m"}, "unknown sampler 'dpmpp_3m'; did you mean 'dpmpp_2m'"),
         ({"size": 17}, "width=17 is not a multiple of 2; choose 16 or 18"),
         ({"size": (16, 0)}, "height=0 is not a multiple of 2; choose 2"),
+        ({"size": "x"}, "width='x': wanted a whole number"),
+        ({"size": (16, 16, 3)}, "one number or"),
+        ({"size": 8_000_000_000}, "pixels asked; choose at most 33,177,600"),
+        ({"size": 4096, "count": 100}, "count=100 of 16,777,216 pixels each asked; choose at most 15 at once"),
         ({"count": 0}, "count=0 asked"),
         ({"count": -2}, "count=-2 asked"),
         ({"seed": -1}, "seed=-1 given; choose a whole number"),
@@ -292,6 +296,14 @@ def test_without_graphs_openvino_says_how_to_write_them_and_auto_takes_torch(tin
     with pytest.raises(CartoucheError, match="cartouche weights export"):
         Painter(bare, "openvino")
     assert Painter(bare).engine == "torch"
+
+
+def test_a_tokenizer_of_no_stated_length_is_as_long_as_its_tower(tiny_model, painter, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = tmp_path / "model" / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": int(1e30)}))
+    (states, _), (wanted, _) = (one.encode(PROMPT) for one in (Painter(tmp_path / "model"), painter))
+    assert states.shape == wanted.shape
 
 
 # the house

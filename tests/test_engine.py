@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -264,6 +265,14 @@ def test_the_cache_lies_where_the_system_wants_it(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert CompileCache.default().folder.is_relative_to(tmp_path / "home" / ".cache" / "cartouche")
+
+
+def test_without_a_home_nothing_is_cached_and_nothing_fails(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    cache = CompileCache.default()
+    cache.write("x", b"abc")
+    assert cache.read("x") is None and not Path("~").exists()
 
 
 # what else it must not do

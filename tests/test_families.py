@@ -212,6 +212,24 @@ def test_sharded_folders_open_and_give_the_same_net(xl, tmp_path):
         painter(tmp_path / "model").net("unet")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "first_stage_model.encoder.conv_in.weight",
+        "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_a_single_file_with_a_tensor_of_no_such_shape_is_refused(xl, tmp_path, name, shape):
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.load_numpy(xl.file)
+    assert name in tensors
+    safetensors.save(path, tensors | {name: np.zeros(shape, np.float16)})
+    with pytest.raises(CartoucheError, match="has the shape"):
+        source.opened(path).config("unet" if "diffusion" in name else "vae" if "first" in name else "text_encoder")
+
+
 def test_a_model_without_the_tower_its_net_wants_is_refused(xl, tmp_path):
     shutil.copytree(xl.folder, tmp_path / "model", ignore=shutil.ignore_patterns("text_encoder_2"))
     with pytest.raises(CartoucheError, match="wants a second text tower"):

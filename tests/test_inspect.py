@@ -88,6 +88,30 @@ def test_one_net_of_a_folder_is_known_by_the_configuration_beside_it(narrow):
     assert dict(found.parts) == {"unet": count(Folder(narrow[0]).net("unet"))}
 
 
+def test_a_file_beside_another_of_the_same_net_is_told_by_itself(narrow, tmp_path):
+    place = Path(shutil.copytree(narrow[0] / "vae", tmp_path / "vae"))
+    whole = place / "diffusion_pytorch_model.safetensors"
+    other = place / "diffusion_pytorch_model.fp16.safetensors"
+    changed(whole, other, lambda tensors: dict(list(tensors.items())[1:]))
+    assert inspect.info(whole).tensors == inspect.info(other).tensors + 1
+    assert inspect.info(other).sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
+    assert [len(fit.missing) for file in (whole, other) for fit in inspect.check(file)] == [0, 1]
+
+
+def test_a_weight_that_two_shards_hold_is_refused_as_it_is_when_opened(narrow, tmp_path):
+    place = Path(shutil.copytree(narrow[0] / "vae", tmp_path / "vae"))
+    whole = place / "diffusion_pytorch_model.safetensors"
+    shards = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in shards:
+        shutil.copy(whole, place / name)
+    whole.unlink()
+    index = {"weight_map": dict(zip("ab", shards, strict=True))}
+    (place / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    for path in (place, place / shards[0]):
+        with pytest.raises(CartoucheError, match="in two files"):
+            inspect.check(path)
+
+
 def test_an_adapter_is_known_by_its_names_and_its_family_by_the_width_of_the_words(tmp_path):
     tensors = {
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": np.zeros((4, 768)),

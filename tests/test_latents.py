@@ -5,6 +5,7 @@ import pytest
 import torch
 from toy_pack import write_pack
 
+from cartouche.config import CartoucheError
 from cartouche.data.emoji import Pack
 from cartouche.data.scenes import Composer
 from cartouche.data.streams import Scenes
@@ -44,6 +45,27 @@ def test_a_finished_set_is_not_computed_again(parts, tmp_path):
     latents.compute(tmp_path, vae, tokenizer, stream, count=2, captions=1, batch=2)
     assert (tmp_path / "latents.npy").stat().st_mtime_ns == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(latents.FILES)
+
+
+def test_a_set_of_other_scenes_words_or_nets_is_refused_and_left_alone(parts, tmp_path):
+    stream, tokenizer, vae = parts
+    latents.compute(tmp_path, vae, tokenizer, stream, count=3, captions=1)
+    before = (tmp_path / "latents.npy").read_bytes()
+    torch.manual_seed(1)
+    other = AutoencoderKL(vae.config).eval()
+    elsewhere = Scenes(stream.pack, Composer(stream.pack.of("train"), seed=2))
+    for nets, words, scenes, count, said in [
+        (vae, tokenizer, stream, 4, "holds 3 scenes"),
+        (other, tokenizer, stream, 3, "of another autoencoder"),
+        (vae, tokenizer, elsewhere, 3, "other scenes"),
+        (vae, Tokenizer.train(["one"], 514, 24), stream, 3, "other scenes, captions or words"),
+    ]:
+        with pytest.raises(CartoucheError, match=said):
+            latents.compute(tmp_path, nets, words, scenes, count, captions=1)
+    assert (tmp_path / "latents.npy").read_bytes() == before
+    (tmp_path / "ids.npy").write_bytes(b"")
+    with pytest.raises(CartoucheError, match="no latents that can be read"):
+        latents.compute(tmp_path, vae, tokenizer, stream, count=3, captions=1)
 
 
 def test_a_gathered_batch_is_its_samples_and_captions_take_turns():

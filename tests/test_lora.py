@@ -343,7 +343,16 @@ def test_a_pickle_is_refused_and_peft_without_its_settings_too(unet_lora, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "said", ["{", "[]", "3", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}', '{"unet.use_dora": true}']
+    "said",
+    [
+        "{",
+        "[]",
+        "3",
+        '{"unet.lora_alpha": "x"}',
+        '{"unet.lora_alpha": NaN}',
+        '{"unet.lora_alpha": 1' + "0" * 400 + "}",  # no float holds it
+        '{"unet.use_dora": true}',
+    ],
 )
 def test_damaged_or_foreign_settings_are_refused(tmp_path, said):
     safetensors.save(tmp_path / "x.safetensors", GOOD, {lora.DIFFUSERS_METADATA: said})

@@ -128,6 +128,17 @@ def test_captions_and_answers_are_true_of_the_scene(pack, memory, scenes, langua
     assert all(right)
 
 
+def test_a_language_that_is_not_known_is_refused(pack, memory, scenes):
+    recaller, pictures = Recaller(Sighted(scenes[:1]), memory), images.from_uint8(render(pack, scenes[0])[0][None])
+    for ask in (
+        lambda: recaller.answers(pictures, ["how many cats?"], "de"),
+        lambda: recaller.knows("cat", "de"),
+        lambda: recaller.caption(pictures, "de"),
+    ):
+        with pytest.raises(CartoucheError, match="unknown language 'de'"):
+            ask()
+
+
 def test_a_scene_is_told_as_describers_tell_it(pack, memory, scenes):
     scene = next(one for one in scenes if one.background.split and len(one.objects) == 2)
     picture = images.from_uint8(render(pack, scene)[0][None])

@@ -118,7 +118,7 @@ def test_one_sighting_answers_for_one_object_only(pack):
 
 
 def test_positions_are_judged_by_centres():
-    a, b = Sighting("a", 1, (0, 0, 10, 10)), Sighting("b", 1, (20, 5, 30, 15))
+    a, b = (0, 0, 10, 10), (20, 5, 30, 15)
     assert holds("left", a, b)
     assert not holds("right", a, b)
     assert holds("above", a, b)

@@ -126,6 +126,13 @@ def test_a_judge_knows_its_errors_only_if_they_are_of_its_own_weights(tmp_path):
     assert Judge(tmp_path).confusion == {}
 
 
+@pytest.mark.parametrize("said", ["{", "[]", '{"judge": "x"}', '{"judge": "x", "lines": {"style": {"whole": [1]}}}'])
+def test_damaged_errors_of_a_judge_are_refused(tmp_path, said):
+    (write_judge(tmp_path) / "confusion.json").write_text(said)
+    with pytest.raises(CartoucheError, match=r"confusion\.json is damaged .*count them"):
+        Judge(tmp_path)
+
+
 class Paper:
     """A pack whose drawings are dark squares: every name in every style that it has."""
 
@@ -225,6 +232,15 @@ def test_pictures_of_another_model_or_of_other_settings_are_refused(tmp_path, ch
         easel.hash = "another"
     with pytest.raises(CartoucheError, match="choose another --out"):
         list(run(easel, Eye(), tmp_path, demands()[:2], 1, settings))
+
+
+def test_a_picture_that_is_drawn_anew_is_judged_anew(tmp_path):
+    some = demands()[:3]
+    list(run(Easel(), Eye(), tmp_path, some, 1))
+    (tmp_path / "pictures" / "001-0.png").unlink()
+    easel, eye = Easel(), Eye()
+    list(run(easel, eye, tmp_path, some, 1))
+    assert (easel.drawn, eye.looks) == (1, 1)
 
 
 # rates

@@ -254,6 +254,15 @@ def test_a_damaged_or_hostile_index_is_refused(photos, about, change):
     assert len(read(photos, anew=True)[0]) == 4
 
 
+def test_an_index_of_vectors_of_another_width_is_refused(photos):
+    read(photos)
+    path = photos / ".cartouche" / "index.safetensors"
+    tensors, metadata = safetensors.load_numpy(path), safetensors.metadata(path)
+    safetensors.save(path, tensors | {"vectors": tensors["vectors"][:, :2].copy()}, metadata)
+    with pytest.raises(CartoucheError, match=r"damaged: .* make it anew"):
+        found(photos, "red")
+
+
 def test_an_index_cut_short_is_refused(photos):
     read(photos)
     path = photos / ".cartouche" / "index.safetensors"

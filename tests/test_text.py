@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cartouche import text as texts
 from cartouche.config import CartoucheError
 from cartouche.text import END, START, Tokenizer, learn_merges
 
@@ -182,13 +183,24 @@ def test_padding_with_another_token_is_read_from_the_folder(tmp_path):
         ({"vocab.json": "[1]", "merges.txt": ""}, "wanted a JSON object"),
         ({"vocab.json": "{}", "merges.txt": "#version: 0.2\na b c"}, "not two pieces"),
         ({"vocab.json": '{"a": 0}', "merges.txt": ""}, "it is not CLIP's"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "a q"}, "'q', which vocab.json has not"),
+        ({"vocab.json": '{"a": "0"}', "merges.txt": ""}, "numbers of pieces that are none"),
+        ({"vocab.json": '{"a": -1}', "merges.txt": ""}, "numbers of pieces that are none"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": b"\xe9"}, "no text in UTF-8"),
     ],
 )
 def test_a_folder_that_is_no_tokenizer_is_refused_with_its_name(tmp_path, files, message):
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(CartoucheError, match=message):
         Tokenizer.load(tmp_path)
+
+
+def test_the_tokenizer_itself_is_written_last_so_a_folder_that_has_it_is_whole(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(texts, "_write", lambda path, said: written.append(path.name))
+    TOKENIZER.save(tmp_path)
+    assert written[-1] == "tokenizer.json" and len(written) == 5
 
 
 def test_the_room_imports_no_torch():

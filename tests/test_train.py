@@ -139,6 +139,26 @@ def test_a_training_stopped_and_resumed_is_the_same_with_muon(tmp_path: Path):
     assert whole != losses(tmp_path / "other", decay="constant")
 
 
+@pytest.mark.parametrize("kinds", [("muon", "adamw"), ("adamw", "muon")])
+def test_a_training_goes_on_with_another_optimizer(tmp_path: Path, kinds: tuple[str, str]):
+    losses(tmp_path / "out", steps=5, optimizer=kinds[0])
+    assert len(losses(tmp_path / "out", optimizer=kinds[1])) == 7
+    found = checkpoint.newest(tmp_path / "out")
+    assert found is not None
+    alone = losses(tmp_path / "alone", optimizer=kinds[1])
+    assert len(alone) == 12
+    other = checkpoint.newest(tmp_path / "alone")
+    assert other is not None and found.tensors("optimizer").keys() == other.tensors("optimizer").keys()
+
+
+def test_a_damaged_checkpoint_is_not_started_from(tmp_path: Path):
+    losses(tmp_path / "first", steps=12, save_every=6)
+    newest = checkpoint.folders(tmp_path / "first")[-1] / "ema.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x7f")
+    with pytest.warns(checkpoint.DamagedWarning, match="going back to step-00000006"):
+        losses(tmp_path / "second", steps=1, init_from=str(tmp_path / "first"))
+
+
 def test_another_seed_is_another_training(tmp_path: Path):
     assert losses(tmp_path / "a") != losses(tmp_path / "b", seed=1)
 
@@ -222,10 +242,14 @@ def test_a_time_limit_saves_and_leaves(tmp_path: Path):
     assert [one.stopped for one in steps] == ["time"] and steps[0].saved == tmp_path / "step-00000001"
 
 
-@pytest.mark.parametrize("name", ["steps", "batch", "ema", "learning_rate", "workers"])
+@pytest.mark.parametrize(
+    "name", ["steps", "batch", "ema", "learning_rate", "workers", "prefetch", "weight_decay", "seed"]
+)
 def test_settings_that_cannot_be_are_refused(name: str):
     with pytest.raises(CartoucheError, match=f"{name}=-1"):
         dataclasses.replace(SETTINGS, **{name: -1})
+    with pytest.raises(CartoucheError, match=r"betas=\(0\.9, 1\.0\)"):
+        dataclasses.replace(SETTINGS, betas=(0.9, 1.0))
 
 
 # --- the data
@@ -335,6 +359,18 @@ def test_a_recipe_file_is_run_with_its_own_settings_changed(tmp_path: Path):
     assert run.train(tmp_path / "mine.py", [f"out={tmp_path / 'out'}", "width=9", "save_every=1"]) == 0
     found = checkpoint.newest(tmp_path / "out")
     assert found is not None and found.tensors("net")["weight"].shape == (9, 1)
+
+
+def test_settings_may_stand_in_a_file_and_a_name_of_its_own_is_a_folder_of_its_own(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(RECIPE)
+    Path("small.toml").write_text('name = "other"\nwidth = 9\n[settings]\nbetas = [0.8, 0.9]\ncompile = false\n')
+    assert run.train("mine.py", ["small.toml", "steps=1"]) == 0
+    found = checkpoint.newest(Path("runs") / "other")
+    assert found is not None and found.step == 1 and found.tensors("net")["weight"].shape == (9, 1)
+    assert found.state["settings"]["betas"] == [0.8, 0.9]
+    with pytest.raises(CartoucheError, match="cannot read settings from gone.toml"):
+        run.train("mine.py", ["gone.toml"])
 
 
 def test_unknown_recipes_and_settings_are_refused_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -115,10 +115,15 @@ def marked(annotate: Path | None, paths: Sequence[str], wanted: Wanted, force: b
     same = len(places) - len(set(places.values()))
     if same:
         raise CartoucheError(f"{same + 1} of the pictures have the same name; annotate folders one by one")
-    taken = [place for path, place in places.items() if place.exists() and (not force or place.samefile(path))]
+    taken = [place for path, place in places.items() if place.exists() and (not force or _is(path, place))]
     if taken:
         raise CartoucheError(f"{taken[0]} exists already; choose another --annotate, or --force to write over it")
     return places
+
+
+def _is(path: str, place: Path) -> bool:
+    """Whether the picture that is read is the file at a place that exists."""
+    return path != "-" and Path(path).exists() and place.samefile(path)
 
 
 def reports(

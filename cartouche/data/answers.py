@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 from cartouche.data import palette
-from cartouche.data.captions import LANGUAGES, STYLES, countable, plural, side_of
+from cartouche.data.captions import LANGUAGES, STYLES, countable, plural, side_of, spoken
 from cartouche.data.emoji import Drawing
 from cartouche.data.questions import RELATIONS, SAID, SIDES, YES
 from cartouche.data.scenes import Placed, Scene
@@ -19,6 +19,7 @@ Families = Mapping[str, str]
 def families(drawings: Iterable[Drawing], language: str) -> dict[str, str]:
     """What the names that a question may hold stand for."""
     known: dict[str, str] = {}
+    spoken(language)
     for one in drawings:
         name = one.name(language).lower()
         known.setdefault(name, one.family)

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from cartouche.config import unknown
 from cartouche.data import palette
 from cartouche.data.emoji import Drawing
 from cartouche.data.scenes import Background, Placed, Scene
@@ -58,7 +59,7 @@ FULL = Manner(style=1.0, background=1.0, colour=0.5, place=1.0, keyword=0.0)
 def caption(scene: Scene, rng: np.random.Generator, language: str = "en", manner: Manner | None = None) -> str:
     """One true caption of the scene, drawn from the grammar of the language ("en" | "fr")."""
     manner = manner or Manner()
-    say = _English(rng, manner) if language == "en" else _French(rng, manner)
+    say = _English(rng, manner) if spoken(language) == "en" else _French(rng, manner)
     clauses = [say.objects(scene)]
     background = say.background(scene.background) if rng.random() < manner.background else ""
     style = say.style(scene.style) if rng.random() < manner.style else ""
@@ -67,6 +68,13 @@ def caption(scene: Scene, rng: np.random.Generator, language: str = "en", manner
         background = ""
     clauses += [c for c in ((style, background) if rng.random() < 0.5 else (background, style)) if c]
     return ", ".join(clauses)
+
+
+def spoken(language: str) -> str:
+    """The language itself. Raises CartoucheError where nothing is said in it."""
+    if language not in LANGUAGES:
+        raise unknown("language", language, LANGUAGES)
+    return language
 
 
 def countable(drawing: Drawing, language: str = "en") -> bool:

@@ -58,7 +58,7 @@ class Folder(Reader):
     def _listed(self, listing: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         """(name relative to the whole folder, fields) of every good line of a metadata file."""
         where = listing.parent.relative_to(self.folder).as_posix()
-        for number, line in enumerate(self._lines(listing), 1):
+        for number, line in self._lines(listing):
             try:
                 fields = parse(line, self.limits)
                 name = words(fields.get("file_name"), "file_name")
@@ -67,8 +67,8 @@ class Folder(Reader):
                 continue
             yield safe_name(f"{where}/{safe_name(name, f'{METADATA} line {number}')}", METADATA), fields
 
-    def _lines(self, listing: Path) -> Iterator[bytes]:
-        """The lines that are not blank, an endless one cut just above the limit so that it cannot fill the memory."""
+    def _lines(self, listing: Path) -> Iterator[tuple[int, bytes]]:
+        """The lines that are not blank, by number; an endless one is cut above the limit, and fills no memory."""
         with listing.open("rb") as file:
             count = 0
             while line := file.readline(self.limits.text + 1):
@@ -78,7 +78,7 @@ class Folder(Reader):
                         f"{METADATA} has over {self.limits.members} lines; use shards or raise Limits.members"
                     )
                 if line.strip():
-                    yield line
+                    yield count, line
                 while line and not line.endswith(b"\n"):
                     line = file.readline(self.limits.text)
 

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cartouche.config import unknown
 from cartouche.data import palette
-from cartouche.data.captions import LANGUAGES, NUMBERS, STYLES, countable, plural, sayable_colour, side_of
+from cartouche.data.captions import LANGUAGES, NUMBERS, STYLES, countable, plural, sayable_colour, side_of, spoken
 from cartouche.data.emoji import Drawing
 from cartouche.data.scenes import Scene
 
@@ -118,8 +117,7 @@ class Lexicon:
 
     def parse(self, caption: str, language: str = "en") -> Graph:
         """The graph of a caption in `language`; CartoucheError for a language that the grammar does not have."""
-        if language not in LANGUAGES:
-            raise unknown("language", language, LANGUAGES)
+        spoken(language)
         rest, style = _style(" ".join(words_of(caption)), language)
         rest, background, split = _background(rest, language)
         things, relations = _Objects(self, tuple(rest.split()), language).read()

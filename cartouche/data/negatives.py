@@ -127,11 +127,16 @@ def _fitted(drawing: Drawing, box: tuple[int, int, int, int]) -> tuple[int, int,
 
 @dataclass
 class Negatives:
-    """Captions of scenes with hard negatives. drawings: what a scene's things may be mistaken for."""
+    """Captions of scenes with hard negatives. drawings: what a scene's things may be mistaken for.
+
+    Raises CartoucheError for fewer than five families of things.
+    """
 
     drawings: Sequence[Drawing]
 
     def __post_init__(self) -> None:
+        if len({drawing.family for drawing in self.drawings}) < 5:
+            raise CartoucheError("fewer than five families of things given; a scene of four leaves none that is absent")
         self.lexicon = Lexicon(self.drawings)
         self._of_style: dict[str, list[Drawing]] = {}
         for drawing in self.drawings:

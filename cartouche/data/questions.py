@@ -15,7 +15,7 @@ import numpy as np
 
 from cartouche.config import CartoucheError, unknown
 from cartouche.data import palette
-from cartouche.data.captions import LANGUAGES, STYLES, countable, plural, sayable_colour, side_of
+from cartouche.data.captions import LANGUAGES, STYLES, countable, plural, sayable_colour, side_of, spoken
 from cartouche.data.emoji import Drawing
 from cartouche.data.scenes import Placed, Scene
 
@@ -103,8 +103,7 @@ class Asker:
 
     def ask(self, scene: Scene, rng: np.random.Generator, language: str = "en", kind: str = "") -> Question | None:
         """A question of the kind, or of any kind for ""; None where nothing of the kind can be asked of the scene."""
-        if language not in LANGUAGES:
-            raise unknown("language", language, LANGUAGES)
+        spoken(language)
         if kind and kind not in KINDS:
             raise unknown("kind of question", kind, KINDS)
         kinds = [kind] if kind else [KINDS[i] for i in rng.permutation(len(KINDS))]

@@ -150,9 +150,13 @@ def parse(text: bytes, limits: Limits) -> dict[str, Any]:
 
 
 def words(value: object, what: str) -> str:
-    """A caption or a name: text, the spaces around it taken off. Raises BadSampleError when nothing is left."""
+    """A caption or a name: text, the spaces around it taken off. Raises BadSampleError for anything else."""
     if not isinstance(value, str) or not value.strip():
         raise BadSampleError(f"{what} is {'empty' if value == '' else 'no text'}; every sample needs one")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character, which no file name and no tokenizer takes
+        raise BadSampleError(f"{what} {value!r} holds half a character; every sample needs whole ones") from error
     return value.strip()
 
 

@@ -1,6 +1,6 @@
 """Scenes: one to four drawings placed on a coloured background, with everything about the picture known exactly.
 
-`compose(pack, seed, index)` is pure: the same seed and index give the same scene for ever, so a training set is a
+`Composer(drawings, seed)[index]` is pure: the same seed and index give the same scene for ever, so a training set is a
 seed, an epoch is a range of numbers, and resuming is starting at a number. Objects of one scene share a style and
 never overlap, so boxes and masks are exact and a caption (captions.py) can be checked against the picture.
 """

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cartouche.config import CartoucheError
 from cartouche.data.captions import LANGUAGES, Manner, caption
 from cartouche.data.emoji import Pack
 from cartouche.data.scenes import Composer, Scene, render, rng_of
@@ -51,5 +52,7 @@ class Scenes:
 
 
 def _crop(pixels: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    if not 0 < side <= min(pixels.shape[:2]):
+        raise CartoucheError(f"crop={side} given for pictures of {min(pixels.shape[:2])} pixels; choose less, or 0")
     y, x = rng.integers(0, pixels.shape[0] - side + 1, 2).tolist()
     return pixels[y : y + side, x : x + side]

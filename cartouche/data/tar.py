@@ -6,15 +6,14 @@ is a name that leads outside.
 """
 
 import io
-import os
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from cartouche.config import CartoucheError
+from cartouche.files import whole
 
 from .records import Limits, safe_name
 
@@ -79,35 +78,14 @@ def members(path: Path, limits: Limits) -> Iterator[Member]:
 def write_tar(path: Path, files: Iterable[tuple[str, bytes]]) -> dict[str, int]:
     """Write (name, bytes) in that order, without times or owners, whole or not at all; returns each one's offset."""
     offsets = {}
-    with _replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in files:
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
             offsets[name] = tar.offset - -(-len(data) // BLOCK) * BLOCK
     return offsets
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` when the block ends well, synced to the disk, and leaves nothing behind otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _header(file: BinaryIO, at: int, path: Path) -> bytes:

@@ -28,7 +28,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from cartouche.config import CartoucheError, unknown
-from cartouche.diffusion.prediction import Denoiser
+from cartouche.diffusion.prediction import Denoiser, to_eps
 from cartouche.diffusion.schedule import Array, Level
 
 Noise = Callable[[], Array]
@@ -179,10 +179,10 @@ def pndm() -> Sampler:
             return _move(x, x0, here, there)
         if ended != [here]:  # not where the last step ended: another walk
             noises.clear()
-        noises[:] = [_noise_in(x, x0, here), *noises[:3]]
+        noises[:] = [to_eps(x, x0, here), *noises[:3]]
         if len(noises) == 1 and there.sigma > 0:
             landed = _move(x, x0, here, there)
-            eps = (noises[0] + _noise_in(landed, denoise(landed, there), there)) / 2
+            eps = (noises[0] + to_eps(landed, denoise(landed, there), there)) / 2
         else:
             eps = sum(weight * one for weight, one in zip(ADAMS_BASHFORTH[len(noises) - 1], noises, strict=True))
         ended[:] = [there]
@@ -250,11 +250,6 @@ def _move(x: Array, estimate: Array, here: Level, there: Level) -> Array:
     if here.sigma == 0:
         raise CartoucheError("a step asked from the clean end (sigma=0); start from a rung of the ladder")
     return there.alpha * estimate + (there.sigma / here.sigma) * (x - here.alpha * estimate)
-
-
-def _noise_in(x: Array, x0: Array, level: Level) -> Array:
-    """The noise that x holds beside the clean estimate."""
-    return (x - level.alpha * x0) / level.sigma
 
 
 def _half_log_snr(level: Level) -> float:

@@ -153,6 +153,8 @@ class Ladder:
             raise CartoucheError(
                 f"steps={steps} with offset={offset} leaves a schedule of {total} rungs; choose fewer steps or offset=0"
             )
+        if len(np.unique(positions)) < steps:
+            raise CartoucheError(f"steps={steps} of {total} rungs, {spacing}, visit one twice; choose fewer steps")
         return positions
 
     def _karras(self, positions: np.ndarray) -> list[Level]:
@@ -209,6 +211,8 @@ def zero_terminal_snr(ladder: Ladder) -> Ladder:
     first, last = ladder.alpha[0], ladder.alpha[-1]
     if last == 0:
         return ladder
+    if first == last:
+        raise CartoucheError("a ladder on which noise never grows cannot end in noise alone; wanted betas above 0")
     alpha = (ladder.alpha - last) * first / (first - last)
     return replace(ladder, alpha=alpha, sigma=np.sqrt(1 - alpha**2))
 
@@ -228,6 +232,8 @@ def from_config(config: Mapping[str, Any], class_name: str | None = None) -> Lad
     ladder = flow(rungs, shift) if straight else _vp_ladder(config, rungs)
     if config.get("rescale_betas_zero_snr"):
         ladder = zero_terminal_snr(ladder)
+    if not (ladder.sigma[0] > 0 and ladder.alpha[:-1].all()):
+        raise CartoucheError("the scheduler's ladder has a rung without noise, or one but the last without a picture")
     grid = "flow" if config.get("use_flow_sigmas") else _grid(name)
     return replace(
         ladder,

@@ -306,19 +306,26 @@ class Model:
         return TorchNet(module, precision, call, self.engine == "compiled" and part not in self.towers)
 
     def _tokenizer(self, part: str) -> Tokenizer:
-        return self.adapters.teach(self.source.tokenizer(part), part, self.source.config(part))
+        config = self.source.config(part)
+        tokenizer = self.source.tokenizer(part).limit(int(config.get("max_position_embeddings", 77)))
+        return self.adapters.teach(tokenizer, part, config)
+
+    @property
+    def without_graph(self) -> list[str]:
+        """The parts whose net has no graph, so that only torch can run it."""
+        return [part for part in self.source.parts if self.source.graph(part, self._usual(part)) is None]
 
     def _engine(self, engine: str) -> str:
         """The engine for this model, or a CartoucheError where it cannot be."""
-        graphs = {part: self.source.graph(part, self._usual(part)) for part in self.source.parts}
-        missing = [part for part, graph in graphs.items() if graph is None]
+        missing = self.without_graph
         if engine == "openvino" and missing:
             raise CartoucheError(
                 f"{self.folder} has no graph of {missing[0]}; write the graphs with `cartouche weights export`"
             )
         if engine != "auto":
             return engine
-        large = isinstance(graphs["unet"], Template)  # of a public family: a GPU is worth the wait for torch
+        # of a public family: a GPU is worth the wait for torch
+        large = isinstance(self.source.graph("unet", self._usual("unet")), Template)
         return "torch" if missing or (large and self._on_gpu()) else "openvino"
 
     def _on_gpu(self) -> bool:

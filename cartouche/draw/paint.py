@@ -11,6 +11,7 @@ As a program says it:
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ class Painter(Model):
         the first step.
         Raises CartoucheError for a setting that cannot be; warns with CutWarning where a prompt was too long.
         """
-        request = checked(prompt, size, settings, self.shrink)
+        request = checked(prompt, size, settings, self.shrink, self.size)
         original, request = self._original(request, image, mask)
         levels = self.ladder(request.sampler).levels(request.num_inference_steps)
         told = self._told(request)
@@ -126,8 +127,8 @@ class Painter(Model):
 
     def draw(self, prompt: str, **settings: Any) -> list[Picture]:
         """The finished drawings: the last item of `trace`, decoded. Takes what `trace` takes."""
-        *_, last = self.trace(prompt, **settings)
-        return last.pictures()
+        last = deque(self.trace(prompt, **settings), maxlen=1)  # of a thousand pictures no other step fits in memory
+        return last[0].pictures()
 
     def redraw(self, recipe: Recipe, image: Given | None = None, mask: Given | None = None) -> Picture:
         """The picture of a recipe again: the same pixels on the same engine and machine.

@@ -11,12 +11,14 @@ from typing import Any
 from cartouche.config import CartoucheError, fill, plain
 from cartouche.diffusion.noise import check_seed
 from cartouche.diffusion.samplers import sampler
+from cartouche.images import MAX_PIXELS
 from cartouche.weights.adapters import Used
 
 STEPS = 20
 STRENGTH = 0.75
 GUIDANCE_SCALE = 5.0
 SAMPLER = "dpmpp_2m"
+MOST_AT_ONCE = 8 * MAX_PIXELS  # pixels of all pictures that are drawn together: 3 GB of numbers when decoded
 LARGEST_SEED = 2**32 - 1  # of seeds that are chosen for you: short enough to type
 
 
@@ -128,15 +130,24 @@ class Recipe:
 _asked = dataclasses.fields(Request)
 
 
-def checked(prompt: str, size: int | tuple[int, int] | None, settings: Mapping[str, Any], shrink: int) -> Request:
+def checked(
+    prompt: str,
+    size: int | tuple[int, int] | None,
+    settings: Mapping[str, Any],
+    shrink: int,
+    usual: tuple[int, int] = (1, 1),
+) -> Request:
     """The request that these settings make, or a CartoucheError that says which of them cannot be.
 
-    size: pixels, one number for a square or (width, height). shrink: pixels a latent cell is wide.
+    size: pixels, one number for a square or (width, height). shrink: pixels a latent cell is wide. usual: (width,
+    height) of the model.
     """
-    request: Request = fill(Request, {"prompt": prompt, **settings})  # type: ignore[arg-type]
     if size is not None:
-        width, height = (size, size) if isinstance(size, int) else size
-        request = dataclasses.replace(request, width=width, height=height)
+        sides = size if isinstance(size, (tuple, list)) else (size, size)
+        if len(sides) != 2:
+            raise CartoucheError(f"size={size}; wanted pixels, one number or (width, height)")
+        settings = {**settings, "width": sides[0], "height": sides[1]}
+    request: Request = fill(Request, {"prompt": prompt, **settings})  # type: ignore[arg-type]
     if not request.prompt.strip():
         raise CartoucheError("the prompt is empty; say what to draw")
     if request.num_inference_steps < 1:
@@ -149,6 +160,12 @@ def checked(prompt: str, size: int | tuple[int, int] | None, settings: Mapping[s
         pixels = getattr(request, name)
         if pixels is not None and (pixels < 1 or pixels % shrink):
             raise CartoucheError(f"size: {name}={pixels} is not a multiple of {shrink}; {_multiples(pixels, shrink)}")
+    pixels = (request.width or usual[0]) * (request.height or usual[1])
+    if pixels > MAX_PIXELS:
+        raise CartoucheError(f"size: {pixels:,} pixels asked; choose at most {MAX_PIXELS:,}")
+    if pixels * request.count > MOST_AT_ONCE:
+        most = MOST_AT_ONCE // pixels
+        raise CartoucheError(f"count={request.count} of {pixels:,} pixels each asked; choose at most {most} at once")
     if not math.isfinite(request.guidance_scale):
         raise CartoucheError(f"guidance_scale={request.guidance_scale} given; choose 0 or more")
     if request.strength is not None and not 0 <= request.strength <= 1:

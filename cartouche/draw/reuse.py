@@ -14,7 +14,7 @@ from cartouche.engine import Net
 
 
 class Reused:
-    """A U-Net whose inside is computed at every `interval`-th call, and whenever the shape of its input changes."""
+    """A U-Net whose inside is computed at every `interval`-th call, and whenever the size of its batch changes."""
 
     def __init__(self, deep: Net, shallow: Net, interval: int) -> None:
         self._deep, self._shallow, self._interval = deep, shallow, interval

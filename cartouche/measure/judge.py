@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from cartouche import images
+from cartouche.config import CartoucheError
 from cartouche.data import palette
 from cartouche.data.scenes import Scene
 from cartouche.measure.prompts import SIZE, Demand, names
@@ -96,12 +97,19 @@ class Judge:
         again = "count them with benchmarks/sceneeval.py"
         if not path.is_file():
             return f"the errors of the judge in {path.parent} were never counted, so no rate is corrected; {again}"
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["judge"] != self.hash:
-            return f"{path} is of another judge ({stored['judge']}, this is {self.hash}), no rate is corrected; {again}"
-        for line, clauses in stored["lines"].items():
-            for clause, one in clauses.items():
-                self.confusion[line, clause] = Errors(Tally(*one["sensitivity"]), Tally(*one["specificity"]))
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            counted = {
+                (line, clause): Errors(Tally(*one["sensitivity"]), Tally(*one["specificity"]))
+                for line, clauses in stored["lines"].items()
+                for clause, one in clauses.items()
+            }
+            judge = stored["judge"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CartoucheError(f"{path} is damaged ({error!r}); {again}") from error
+        if judge != self.hash:
+            return f"{path} is of another judge ({judge}, this is {self.hash}), no rate is corrected; {again}"
+        self.confusion = counted
         return ""
 
 

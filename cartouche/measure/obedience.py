@@ -72,7 +72,7 @@ def verdict(line: str, scene: Scene, reading: Reading, family: Mapping[str, str]
     said |= {"two objects": both}
     where = scene.relation(0, 1)
     if both and where:
-        said["position"] = holds(where, found[0], found[1])  # type: ignore[arg-type]
+        said["position"] = holds(where, *(one.box for one in found if one))
     return said
 
 
@@ -88,10 +88,11 @@ def matched(scene: Scene, seen: Sequence[Sighting], family: Mapping[str, str]) -
     return found
 
 
-def holds(where: str, a: Sighting, b: Sighting) -> bool:
-    """Whether a lies to b as the word says, by the centres."""
-    (ax, ay), (bx, by) = a.centre, b.centre
-    return {"left": ax < bx, "right": ax > bx, "above": ay < by, "below": ay > by}[where]
+def holds(where: str, a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether box a lies to box b as the word says, by the centres."""
+    axis = 0 if where in ("left", "right") else 1
+    here, there = a[axis] + a[axis + 2], b[axis] + b[axis + 2]
+    return here < there if where in ("left", "above") else here > there
 
 
 def rates(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]:

@@ -20,6 +20,7 @@ from cartouche.data.graphs import Lexicon, graph_f1, scene_graph
 from cartouche.data.questions import KINDS, Asker, Question
 from cartouche.data.scenes import Composer, Mixture, Placed, Scene, render, rng_of
 from cartouche.images import from_uint8
+from cartouche.measure.obedience import holds
 from cartouche.metrics import masks
 from cartouche.metrics.boxes import Boxes, average_precision, iou
 from cartouche.metrics.intervals import Interval, bootstrap, wilson
@@ -113,10 +114,10 @@ def true_boxes(held: Held) -> list[Boxes]:
 
 
 def finding(held: Held, found: Sequence[Boxes], threshold: float) -> dict[str, Any]:
-    """mAP with and without names, the share named right, counts and positions, from all boxes found.
+    """mAP with and without names, the share named right and counts, from all boxes found.
 
     threshold: the least score of what is said to be there, for counts. An object is named right where the surest box
-    on it (IoU at least .5) has its family. Positions: two things, each where its name scores highest.
+    on it (IoU at least .5) has its family.
     """
     truth = true_boxes(held)
     named = average_precision(found, truth)
@@ -188,7 +189,7 @@ def positions(held: Held, sees: Sees) -> Figure:
     for scene, (a, b), pixels in _pairs(held):
         seen = sees(pixels, _names(scene))
         first = [next((one for one in seen if one.family == p.drawing.family), None) for p in (a, b)]
-        right.append(all(first) and _holds(scene.relation(0, 1), *(one.box for one in first if one)))
+        right.append(all(first) and holds(scene.relation(0, 1), *(one.box for one in first if one)))
     return share(right)
 
 
@@ -297,13 +298,6 @@ def _pairs(held: Held) -> list[tuple[Scene, tuple[Placed, Placed], np.ndarray]]:
         if len(scene.objects) == 2 and len({p.drawing.family for p in scene.objects}) == 2 and scene.relation(0, 1):
             chosen.append((scene, (scene.objects[0], scene.objects[1]), render(held.pack, scene)[0]))
     return chosen
-
-
-def _holds(where: str, a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether box a lies to box b as the word says, by the centres."""
-    axis = 0 if where in ("left", "right") else 1
-    here, there = a[axis] + a[axis + 2], b[axis] + b[axis + 2]
-    return here < there if where in ("left", "above") else here > there
 
 
 def _questions(held: Held, asker: Asker, language: str, kind: str, most: int) -> list[tuple[int, Question]]:

@@ -9,6 +9,7 @@ one where they go together. What the judge cannot tell has no corrected rate.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,8 @@ def run(
         for demand in asked:
             for index in range(pictures):
                 path = folder / "pictures" / f"{demand.number:03}-{index}.png"
+                seen = known.get((demand.number, index)) if path.is_file() else None  # of this picture
                 pixels = _picture(painter, demand, index, path, settings or {})
-                seen = known.get((demand.number, index))
                 if seen is None:
                     seen = judge.see(pixels[None])[0]
                     row = {"prompt": demand.number, "index": index, "text": demand.prompt, "line": demand.line}
@@ -111,7 +112,7 @@ def _read(log: Path) -> dict[tuple[int, int], Seen]:
     text = log.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
     if len(whole) < len(text):
-        log.write_bytes(whole)
+        os.truncate(log, len(whole))
     rows = [json.loads(line) for line in whole.decode().splitlines()]
     return {(row["prompt"], row["index"]): Seen.from_dict(row["seen"]) for row in rows}
 

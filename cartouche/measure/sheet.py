@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cartouche import images
 from cartouche.measure.prompts import SIZE, names
 from cartouche.measure.sceneeval import Judged
+from cartouche.read.annotate import plain
 
 COLUMNS, GAP, LETTERS, LINE = 8, 6, 30, 11  # letters in a line of text, pixels it is high
 WIDTH, HEIGHT = SIZE + 28, SIZE + 7 * LINE + 8
@@ -41,7 +41,7 @@ def _cell(one: Judged) -> Image.Image:
     lines += [("right" if right else "wrong", RIGHT if right else WRONG)]
     lines += [(text, (90, 90, 90)) for text in textwrap.wrap(_seen(one), LETTERS)[: 7 - len(lines)]]
     for i, (text, colour) in enumerate(lines):
-        pen.text((2, SIZE + 6 + i * LINE), _plain(text), colour, _font())
+        pen.text((2, SIZE + 6 + i * LINE), plain(text), colour, _font())
     return cell
 
 
@@ -51,12 +51,6 @@ def _seen(one: Judged) -> str:
     things = [f"{thing.colour} {names()[thing.concept].en}" if coloured else names()[thing.concept].en
               for thing in one.seen.things]  # fmt: skip
     return f"sees {', '.join(things) or 'nothing'}; {one.seen.style}; {'/'.join(one.seen.background)}"
-
-
-def _plain(text: str) -> str:
-    """Without accents: Pillow's own font, the only one that is surely there, has none."""
-    text = unicodedata.normalize("NFKD", text.replace("×", "x").replace("œ", "oe"))
-    return text.encode("ascii", "ignore").decode()
 
 
 @cache

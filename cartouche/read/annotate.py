@@ -18,7 +18,7 @@ LEAST = 512  # a smaller picture is drawn enlarged, so that names fit on it
 FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf")
 INKS = ("red", "blue", "green", "orange", "purple", "pink", "brown", "yellow")
 MASKED = 0.4  # how much of its colour a mask lays over the picture
-LIGATURES = str.maketrans({"œ": "oe", "Œ": "OE", "æ": "ae", "Æ": "AE"})
+SPELLED = str.maketrans({"×": "x", "œ": "oe", "Œ": "OE", "æ": "ae", "Æ": "AE"})
 
 
 def annotate(pixels: np.ndarray, found: Sequence[Found]) -> np.ndarray:
@@ -46,7 +46,7 @@ def annotate(pixels: np.ndarray, found: Sequence[Found]) -> np.ndarray:
 
 def plain(text: str) -> str:
     """The text in letters without accents, for a font that has no others."""
-    return unicodedata.normalize("NFKD", text.translate(LIGATURES)).encode("ascii", "ignore").decode()
+    return unicodedata.normalize("NFKD", text.translate(SPELLED)).encode("ascii", "ignore").decode()
 
 
 def _tinted(pixels: np.ndarray, found: Sequence[Found], ink: dict[str, tuple[int, int, int]]) -> np.ndarray:

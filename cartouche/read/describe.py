@@ -63,7 +63,7 @@ class Describer:
         part = Part(folder, "captioner", engine, precision, device)
         self.speech = Speech(part, batch)
         words = part.folder / WORDS
-        self.shape = scene_shape(read_json(words) if words.is_file() else {})
+        self.shape = scene_shape(_listed(words) if words.is_file() else {})
 
     def caption(
         self,
@@ -140,6 +140,14 @@ class Describer:
         turns = [*(Turn(prompt, answer) for _, answer in examples), Turn(prompt)]
         shown = [images.to_uint8(_batch(one))[0] for one, _ in examples]
         return self.speech.prompt(turns, [*shown, picture])
+
+
+def _listed(path: Path) -> dict[str, list[str]]:
+    """What a WORDS file lists. Raises CartoucheError where it is anything but lists of texts."""
+    found = read_json(path)
+    if not all(isinstance(words, list) and all(isinstance(one, str) for one in words) for words in found.values()):
+        raise CartoucheError(f'{path} is damaged; wanted lists of texts, as in {{"names": ["cat", "dog"]}}')
+    return found
 
 
 def scene_shape(words: Mapping[str, Sequence[str]]) -> Record:

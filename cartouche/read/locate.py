@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from cartouche import images
-from cartouche.config import CartoucheError, unknown
-from cartouche.data.captions import LANGUAGES
+from cartouche.config import CartoucheError
+from cartouche.data.captions import spoken
 from cartouche.device import Precision
 from cartouche.metrics.boxes import iou
 from cartouche.read.match import WEB_WORDS, batches, filled
@@ -51,9 +51,8 @@ class _Words:
 
     def __init__(self, part: Part) -> None:
         self.part = part
-        self.tokenizer = part.tokenizer
         longest = int(part.config.get("text_config", {}).get("max_position_embeddings", 16))
-        self.tokenizer.context = min(self.tokenizer.context, longest)
+        self.tokenizer = part.tokenizer.limit(longest)
         self.vectors = lru_cache(REMEMBERED)(self._vectors)
 
     def _vectors(self, texts: tuple[str, ...], batch: int) -> np.ndarray:
@@ -90,9 +89,7 @@ class Locator:
 
     def template(self, language: str = "en") -> str:
         """The phrase that a query is put into: that of the captions this detector was trained on."""
-        if language not in LANGUAGES:
-            raise unknown("language", language, LANGUAGES)
-        return PHOTOGRAPHS[language] if self._words.tokenizer.vocab_size >= WEB_WORDS else "{}"
+        return PHOTOGRAPHS[spoken(language)] if self._words.tokenizer.vocab_size >= WEB_WORDS else "{}"
 
     def find(
         self,

@@ -19,8 +19,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from cartouche import images
-from cartouche.config import CartoucheError, unknown
-from cartouche.data.captions import LANGUAGES, an
+from cartouche.config import CartoucheError
+from cartouche.data.captions import an, spoken
 from cartouche.data.palette import COLOURS
 from cartouche.device import Precision
 from cartouche.read.parts import Part
@@ -78,8 +78,7 @@ class Matcher:
         towers = [dict(self.part.config.get(name) or {}) for name in ("text_config", "vision_config")]
         self.side = int(towers[1].get("image_size", 224))
         self.width = int(self.part.config.get("projection_dim", 512))
-        self.tokenizer = self.part.tokenizer
-        self.tokenizer.context = min(self.tokenizer.context, int(towers[0].get("max_position_embeddings", 77)))
+        self.tokenizer = self.part.tokenizer.limit(int(towers[0].get("max_position_embeddings", 77)))
         self.prepare = self.part.preparation(self.side)
         self._remembered: dict[str, np.ndarray] = {}
 
@@ -145,8 +144,7 @@ class Matcher:
 
         templates: phrases with {} for the label, or {an} for it with its article; the model's own if not given.
         """
-        if language not in LANGUAGES:
-            raise unknown("language", language, LANGUAGES)
+        spoken(language)
         if not labels or not all(label.strip() for label in labels):
             raise CartoucheError('an empty label was given; write them as "cat,dog"')
         phrases = templates or self.templates[language]

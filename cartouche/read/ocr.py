@@ -1,6 +1,6 @@
 """Writing in pictures, read by rapidocr (extra `ocr`), whose small nets come inside its package.
 
-It knows Latin letters without accents, digits and Chinese; what it does to French is in benchmarks/results/ocr.json.
+It knows Latin letters, French ones among them, digits and Chinese; how well is in benchmarks/results/ocr.json.
 """
 
 from __future__ import annotations

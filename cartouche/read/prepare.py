@@ -50,7 +50,7 @@ class Preparation:
         found = read_json(path)
         try:
             made = cls.from_dict(found.get("image_processor", found), side)
-        except (TypeError, ValueError, KeyError) as error:
+        except (AttributeError, TypeError, ValueError, KeyError, OverflowError) as error:
             raise CartoucheError(f"{path} holds no settings of an image processor: {error!r}") from error
         height, width = made.made or (0, 1)
         stretched = patch > 0 and height == width and height % patch == 0
@@ -69,9 +69,13 @@ class Preparation:
             "resample": int(given.get("resample", BICUBIC)),
             "scale": float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0,
         }
+        if not NEAREST <= settings["resample"] <= HAMMING:
+            raise ValueError(f"resample={settings['resample']}; wanted {NEAREST} to {HAMMING}")
         if not given.get("do_normalize", True):
             return cls(**settings, mean=(0.0,) * 3, std=(1.0,) * 3)
         mean, std = (tuple(map(float, given[name])) for name in ("image_mean", "image_std"))
+        if len(mean) != 3 or len(std) != 3 or 0 in std:
+            raise ValueError(f"image_mean={mean}, image_std={std}; wanted three numbers each, no std 0")
         return cls(**settings, mean=mean, std=std)
 
     @property

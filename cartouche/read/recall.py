@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from cartouche import images
-from cartouche.config import CartoucheError, unknown
+from cartouche.config import CartoucheError
 from cartouche.data import palette
 from cartouche.data.answers import answer, families
-from cartouche.data.captions import FULL, LANGUAGES, STYLES, caption
+from cartouche.data.captions import FULL, LANGUAGES, STYLES, caption, spoken
 from cartouche.data.dialogue import MOST_OBJECTS, described
 from cartouche.data.scenes import Background, Placed, Scene, rng_of
 from cartouche.metrics.boxes import overlap_coefficient
@@ -135,9 +135,9 @@ class Recaller:
 
         "" where a question has another form, or a name that is not remembered.
         """
-        told = []
+        told, names = [], self._families(language)
         for one, question in zip(self.read(pictures), questions, strict=True):
-            text = answer(question, one.scene, language, self._families(language))
+            text = answer(question, one.scene, language, names)
             told.append(Said(text, one.confidence) if text else Said("", 0.0))
         return told
 
@@ -289,13 +289,11 @@ def _reading(pixels: np.ndarray, things: Sequence[Thing]) -> Reading:
 
 def said(reading: Reading, language: str) -> Said:
     """What stands in a picture, in one sentence."""
-    if language not in LANGUAGES:
-        raise unknown("language", language, LANGUAGES)
     scene = reading.scene
     if scene.objects:
         return Said(caption(scene, rng_of(0, 0), language, FULL), reading.confidence)
     colour = palette.COLOURS[scene.background.colours[0]]
-    return Said(NOTHING[language].format(colour.name if language == "en" else colour.nom), 0.0)
+    return Said(NOTHING[spoken(language)].format(colour.name if language == "en" else colour.nom), 0.0)
 
 
 def told(reading: Reading, size: tuple[int, ...]) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cartouche import images
-from cartouche.config import unknown
-from cartouche.data.captions import LANGUAGES
+from cartouche.data.captions import spoken
 from cartouche.read.domain import OUTSIDE, Seen, texture
 from cartouche.read.reader import Reader
 
@@ -38,8 +37,7 @@ class Wanted:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.language not in LANGUAGES:
-            raise unknown("language", self.language, LANGUAGES)
+        spoken(self.language)
 
     @property
     def describe(self) -> bool:

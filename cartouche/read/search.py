@@ -111,6 +111,11 @@ class Index:
                 f"the index of {self.folder} was made with model {self.model}, this one is {matcher.hash}; name that "
                 f"one with --model, or make the index anew: `cartouche index {self.folder} --force`"
             )
+        if self.vectors.shape[1:] != (matcher.width,):
+            raise CartoucheError(
+                f"the index of {self.folder} is damaged: its vectors have the shape {self.vectors.shape}, not "
+                f"(N, {matcher.width}); make it anew: `cartouche index {self.folder} --force`"
+            )
         return self
 
     def search(self, query: np.ndarray, count: int = 10) -> list[Hit]:

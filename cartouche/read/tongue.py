@@ -19,6 +19,7 @@ import tokenizers
 
 from cartouche.config import CartoucheError, read_json
 from cartouche.data import dialogue
+from cartouche.data.captions import spoken
 from cartouche.data.dialogue import IMAGE, Marks, Turn
 from cartouche.read.parts import Part
 from cartouche.text import START, Tokenizer, backend_of
@@ -121,10 +122,10 @@ class Chat:
         self._backend, self._image = backend, backend.token_to_id(IMAGE)
 
     def caption(self, language: str) -> str:
-        return f"{IMAGE}\n{DESCRIBE[dialogue.known(language)]}"
+        return f"{IMAGE}\n{DESCRIBE[spoken(language)]}"
 
     def question(self, question: str, language: str) -> str:
-        dialogue.known(language)
+        spoken(language)
         return f"{IMAGE}\n{question.replace(IMAGE, ' ').strip()}"
 
     def scene(self) -> str:

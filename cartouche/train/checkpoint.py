@@ -3,7 +3,7 @@
     step-00001234/
         net.safetensors        the weights
         ema.safetensors        their moving average
-        optimizer.safetensors  AdamW's memory
+        optimizer.safetensors  the optimizer's memory
         state.json             step, samples read, settings, loss, the sha256 of each file, and its own seal
 
 A folder is filled under a hidden name, every file synced, then renamed, then the parent synced: whatever moment the
@@ -108,9 +108,13 @@ def verify(folder: Path) -> Checkpoint:
     if not whole:
         raise CartoucheError(f"{path} is damaged (its own sum does not match)")
     for name, wanted in sums.items():
-        if not (folder / name).is_file():
-            raise CartoucheError(f"{folder / name} is missing")
-        if files.digest(folder / name) != wanted:
+        try:
+            here = files.digest(folder / name)
+        except FileNotFoundError:
+            raise CartoucheError(f"{folder / name} is missing") from None
+        except OSError as error:  # the disk cannot give it back
+            raise CartoucheError(f"{folder / name} is damaged ({error.strerror or error})") from error
+        if here != wanted:
             raise CartoucheError(f"{folder / name} is damaged (its sha256 is not the one written)")
     return Checkpoint(folder, state)
 

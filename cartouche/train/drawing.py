@@ -9,7 +9,7 @@ from cartouche.nets.unet import UNet2DConditionModel
 
 
 class Drawer(nn.Module):
-    """A U-Net told by token ids: its text tower is trained with it, as in GLIDE (Nichol et al. 2022, section 2.4).
+    """A U-Net told by token ids: its text tower is trained with it, as in GLIDE (Nichol et al. 2022, section 4.1).
 
     The tower starts from CLIP's, which knows language but tells things apart only as far as its own task needed;
     learning to draw them teaches it the rest. It learns at `text_rate` times the U-Net's rate; 0 keeps it as it is, as

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from cartouche.config import CartoucheError
 from cartouche.data import shuffle
 from cartouche.data.scenes import Placed, Scene
 from cartouche.data.streams import Scenes
@@ -106,6 +107,8 @@ class Looks:
         Captions that fill the context, so that no tokens are left to tell the looks, are passed over.
         The stream's captions must say the place of two things whenever it is clear (Manner.place 1).
         """
+        if not 1 <= batch <= count:
+            raise CartoucheError(f"captions={count} asked in batches of {batch}; choose as many as a batch, or more")
         end = int(tokenizer.batch([""])[0][-1])
         rows: list[tuple[np.ndarray, ...]] = []
         index = 0

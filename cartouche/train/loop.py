@@ -4,8 +4,8 @@
         print(progress.step, progress.loss)
 
 Everything random in step k comes from a generator seeded with (seed, k), and sample i is a pure function of i. So the
-state of a training is its weights, their average, AdamW's memory and two integers, and a resumed training repeats the
-uninterrupted one bit for bit.
+state of a training is its weights, their average, the optimizer's memory and two integers, and a resumed training
+repeats the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -72,12 +72,18 @@ class TrainSettings:
     init_from: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
+        for name in ("steps", "batch", "prefetch"):
             if getattr(self, name) < 1:
                 raise CartoucheError(f"{name}={getattr(self, name)}; wanted at least 1")
         for name in ("workers", "save_every", "keep", "warmup", "cooldown", "limit_minutes", "threads", "clip"):
             if getattr(self, name) < 0:
                 raise CartoucheError(f"{name}={getattr(self, name)}; wanted 0 or more")
+        if not self.weight_decay >= 0:
+            raise CartoucheError(f"weight_decay={self.weight_decay}; wanted 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise CartoucheError(f"betas={self.betas}; wanted two decays of at least 0 and below 1, as in 0.9,0.99")
+        if not 0 <= self.seed < 2**32:
+            raise CartoucheError(f"seed={self.seed}; wanted 0 to {2**32 - 1}")
         if not 0 <= self.ema < 1:
             raise CartoucheError(f"ema={self.ema}; wanted a decay of at least 0 and below 1, as in 0.999")
         if not self.learning_rate > 0:
@@ -273,10 +279,10 @@ def save(settings: TrainSettings, state: State, out: Path) -> Path:
 def load_weights(net: nn.Module, path: Path) -> None:
     """Start from a safetensors file, a checkpoint (its average), a run's folder (its newest), or a net's folder."""
     if path.is_dir():
-        runs = checkpoint.folders(path)
+        if (found := checkpoint.newest(path)) is not None:
+            return put(net, found.tensors("ema"), str(found.folder))
         names = ("ema.safetensors", "diffusion_pytorch_model.safetensors", "model.safetensors")
-        places = [runs[-1] / names[0]] if runs else [path / name for name in names]
-        path = next((one for one in places if one.is_file()), path / names[0])
+        path = next((path / name for name in names if (path / name).is_file()), path / names[0])
     put(net, safetensors.load(path), str(path))
 
 
@@ -297,9 +303,9 @@ def put(net: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
 
 def generator(seed: int, step: int, target: torch.device) -> Generator:
     """The randomness of one step, a function of (seed, step) alone; dropout's global generator is set with it."""
-    key = int(np.random.SeedSequence([seed & 0xFFFFFFFF, step]).generate_state(1, np.uint64)[0] >> 1)
+    key = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(key)
-    return Generator(device=target if target.type == "cuda" else "cpu").manual_seed(key)
+    return Generator(device=target).manual_seed(key)
 
 
 def autocast(settings: TrainSettings, target: torch.device) -> Callable[[], AbstractContextManager[Any]]:

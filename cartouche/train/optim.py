@@ -168,7 +168,7 @@ def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's memory by weight name: `WEIGHT/exp_avg`, `WEIGHT/exp_avg_sq`, `WEIGHT/step`."""
+    """The optimizer's memory by weight name: `WEIGHT/exp_avg`, `.../exp_avg_sq`, `.../step`, or `WEIGHT/momentum`."""
     return {
         f"{name}/{part}": value
         for name, weight in net.named_parameters()
@@ -177,10 +177,16 @@ def optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def restore_optimizer(net: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, in each weight's own device and memory order."""
+    """Put back what `optimizer_tensors` gave, in each weight's own device and memory order.
+
+    What another optimizer remembered of a weight is left out: this one begins there anew.
+    """
     weights = dict(net.named_parameters())
+    turned = {id(one) for group in optimizer.param_groups if group.get("orthogonal") for one in group["params"]}
     for key, value in tensors.items():
         name, _, part = key.rpartition("/")
         weight = weights[name]
+        if (part == "momentum") != (id(weight) in turned):
+            continue
         mine = value.to(weight.device) if part == "step" else torch.empty_like(weight, requires_grad=False).copy_(value)
         optimizer.state[weight][part] = mine

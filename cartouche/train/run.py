@@ -6,12 +6,13 @@ export/. The same command on the same folder goes on where the last one stopped,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from cartouche.config import CartoucheError, field_types, override, unknown
+from cartouche.config import CartoucheError, field_types, override, read_toml, unknown
 from cartouche.train import checkpoint
 from cartouche.train.journal import Journal, plot
 from cartouche.train.loop import Progress, Task, TrainSettings, fit
@@ -116,7 +117,14 @@ def look(recipe: Recipe, progress: Progress, out: Path) -> None:
     if sample is not None and every and (progress.step % every == 0 or progress.stopped == "done"):
         (out / "samples").mkdir(exist_ok=True)
         with torch.no_grad():
-            sample(progress.average, out / "samples" / f"{checkpoint.name_of(progress.step)}.png", progress.step)
+            sample(
+                on_cpu(progress.average), out / "samples" / f"{checkpoint.name_of(progress.step)}.png", progress.step
+            )
+
+
+def on_cpu(net: nn.Module) -> nn.Module:
+    """The net, or a copy of it where it lies on another device: recipes draw their sheets on the CPU."""
+    return net if next(net.parameters()).device.type == "cpu" else copy.deepcopy(net).cpu()
 
 
 def finish(recipe: Recipe, net: nn.Module, out: Path, stopped: str, screen: Screen) -> None:
@@ -131,26 +139,48 @@ def finish(recipe: Recipe, net: nn.Module, out: Path, stopped: str, screen: Scre
     if export is not None:
         net.load_state_dict(found.tensors("ema"))
         with torch.no_grad():
-            export(net.eval(), out / "export")
+            export(net.cpu().eval(), out / "export")
         screen.say(f"exported to {out / 'export'}")
 
 
 def adjusted(recipe: Any, assignments: Sequence[str]) -> tuple[Path, Any]:
-    """The run's folder, and the recipe with the changes made; a bare name is a training setting or a recipe's field."""
-    out, rest = Path("runs") / recipe.name, []
+    """The run's folder, and the recipe with the changes made; a bare name is a training setting or a recipe's field.
+
+    assignments: `name=value`, or a TOML file of such, whose tables are the part of a name before its dot.
+    """
+    out, rest = "", []
     training, fields = field_types(type(recipe.settings)), field_types(type(recipe))
-    for text in assignments:
+    for text in listed(assignments):
         name, _, value = text.partition("=")
         first = name.strip().partition(".")[0]
         if first == "out":
-            out = Path(value.strip())
+            out = value.strip()
         elif first in fields:
             rest.append(text)
         elif first in training or "=" not in text:
             rest.append(f"settings.{text}" if "=" in text else text)
         else:
             raise unknown("setting", name.strip(), ["out", *training, *(one for one in fields if one != "settings")])
-    return out, override(recipe, rest)
+    changed = override(recipe, rest)
+    return Path(out or Path("runs") / changed.name), changed
+
+
+def listed(assignments: Iterable[str]) -> Iterator[str]:
+    """The assignments one by one, those of TOML files among them."""
+    for text in assignments:
+        if "=" in text or not text.endswith(".toml"):
+            yield text
+        else:
+            yield from flat(read_toml(text))
+
+
+def flat(table: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """A TOML table as assignments: `a.b=value`, lists as `a=1,2`."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def load_recipe(path: str | Path) -> Any:

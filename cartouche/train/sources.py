@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cartouche.config import CartoucheError
 from cartouche.text import Tokenizer
 from cartouche.train.stream import Source
 
@@ -31,6 +32,10 @@ class Turns:
 
     sources: Sequence[Source]
     run: int
+
+    def __post_init__(self) -> None:
+        if self.run < 1:
+            raise CartoucheError(f"runs of {self.run} samples asked; choose 1 or more")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         block, place = divmod(index, self.run)

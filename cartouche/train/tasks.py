@@ -31,7 +31,7 @@ def compared(net: Any, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def similarity(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
-    """exp(logit_scale) times the cosine of every picture with every text: (B, B), pictures down, texts across."""
+    """exp(logit_scale) times the cosine of every picture with every text: (B, T), pictures down, texts across."""
     with torch.autocast(images.device.type, enabled=False):
         return logit_scale.float().exp() * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
 
@@ -123,7 +123,7 @@ def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 class Denoising:
-    """Learn to take noise out of latents, told by text how (DDPM, section 3.4; latent diffusion, eq. 2).
+    """Learn to take noise out of latents, told by text how (DDPM, section 3.4; latent diffusion, eq. 3).
 
     batch["latents"]: (B, C, h, w), already scaled; batch["prompt"]: what the net is told, (B, N, D) text states, or
     (B, N) token ids where it has a text tower of its own (drawing.py). A share `drop` of the prompts is replaced by

@@ -181,6 +181,13 @@ class Shapes(dict[str, Shape]):
     def __missing__(self, name: str) -> Shape:
         raise CartoucheError(f"the file has no {name}, so it is not whole; wanted a complete model")
 
+    def axis(self, name: str, number: int) -> int:
+        """How long one axis of a tensor is. Raises CartoucheError for a tensor that has no such axis."""
+        shape = self[name]
+        if number >= len(shape):
+            raise CartoucheError(f"{name} has the shape {shape}, so the file holds no model known here; wanted another")
+        return shape[number]
+
     def count(self, pattern: str) -> int:
         """How many numbers stand behind `pattern`, which are 0, 1, 2, ..."""
         return len({found[1] for name in self if (found := re.match(rf"{pattern}(\d+)\.", name))})
@@ -197,28 +204,27 @@ def unet_config(shapes: Shapes, family: Family) -> dict[str, Any]:
     if not all(levels):
         raise CartoucheError("the file's U-Net has a level without blocks, so it is not whole; wanted a complete model")
     first = [blocks[0] for blocks in levels]
-    widths = [shapes[f"input_blocks.{number}.0.in_layers.2.weight"][0] for number in first]
+    widths = [shapes.axis(f"input_blocks.{number}.0.in_layers.2.weight", 0) for number in first]
     depths = [shapes.count(rf"input_blocks\.{number}\.1\.transformer_blocks\.") for number in first]
     middle = shapes.count(r"middle_block\.1\.transformer_blocks\.")
     kinds = ["CrossAttn" if depth else "" for depth in depths]
-    words = shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
     config = {
         "_class_name": "UNet2DConditionModel",
         "sample_size": family.size // 8,
-        "in_channels": shapes["input_blocks.0.0.weight"][1],
-        "out_channels": shapes["out.2.weight"][0],
+        "in_channels": shapes.axis("input_blocks.0.0.weight", 1),
+        "out_channels": shapes.axis("out.2.weight", 0),
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
         "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
         "block_out_channels": widths,
         "layers_per_block": [len(blocks) for blocks in levels],
         "norm_num_groups": GROUPS,
-        "cross_attention_dim": words[1],
+        "cross_attention_dim": shapes.axis("middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
         "attention_head_dim": [max(width // family.head_width, 1) if family.head_width else 8 for width in widths],
         "transformer_layers_per_block": [*(depth or 1 for depth in depths[:-1]), depths[-1] or middle],
         "use_linear_projection": len(shapes["middle_block.1.proj_in.weight"]) == 2,
     }
     if "label_emb.0.0.weight" in shapes:
-        added = {"projection_class_embeddings_input_dim": shapes["label_emb.0.0.weight"][1]}
+        added = {"projection_class_embeddings_input_dim": shapes.axis("label_emb.0.0.weight", 1)}
         config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256} | added
     return config
 
@@ -229,11 +235,11 @@ def vae_config(shapes: Shapes, scaling_factor: float, size: int) -> dict[str, An
     return {
         "_class_name": "AutoencoderKL",
         "sample_size": size,
-        "in_channels": shapes["encoder.conv_in.weight"][1],
-        "out_channels": shapes["decoder.conv_out.weight"][0],
-        "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in levels],
+        "in_channels": shapes.axis("encoder.conv_in.weight", 1),
+        "out_channels": shapes.axis("decoder.conv_out.weight", 0),
+        "block_out_channels": [shapes.axis(f"encoder.down.{i}.block.0.conv1.weight", 0) for i in levels],
         "layers_per_block": shapes.count(r"encoder\.down\.0\.block\."),
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "latent_channels": shapes.axis("decoder.conv_in.weight", 1),
         "norm_num_groups": GROUPS,
         "mid_block_add_attention": "encoder.mid.attn_1.norm.weight" in shapes,
         "use_quant_conv": "quant_conv.weight" in shapes,
@@ -253,13 +259,13 @@ def text_config(shapes: Shapes, tower: Tower) -> dict[str, Any]:
         config["num_hidden_layers"] -= not tower.projected and "text_projection" in shapes
     else:
         old = "text_model." if "text_model.final_layer_norm.weight" in shapes else ""
-        vocabulary, width = shapes[f"{old}embeddings.token_embedding.weight"]
+        vocabulary, width = (shapes.axis(f"{old}embeddings.token_embedding.weight", number) for number in (0, 1))
         config = {
             "hidden_size": width,
-            "intermediate_size": shapes[f"{old}encoder.layers.0.mlp.fc1.weight"][0],
+            "intermediate_size": shapes.axis(f"{old}encoder.layers.0.mlp.fc1.weight", 0),
             "num_hidden_layers": shapes.count(rf"{re.escape(old)}encoder\.layers\."),
             "num_attention_heads": max(width // HEAD_WIDTH, 1),
-            "max_position_embeddings": shapes[f"{old}embeddings.position_embedding.weight"][0],
+            "max_position_embeddings": shapes.axis(f"{old}embeddings.position_embedding.weight", 0),
             "vocab_size": vocabulary,
             "projection_dim": width,
             "hidden_act": tower.hidden_act,
@@ -271,20 +277,20 @@ def text_config(shapes: Shapes, tower: Tower) -> dict[str, Any]:
 
 def openai_tower(shapes: Shapes, prefix: str, hidden_act: str) -> dict[str, Any]:
     """What both towers have in common, and what the text tower alone has where `prefix` is not "visual."."""
-    width = shapes[f"{prefix}transformer.resblocks.0.ln_1.weight"][0]
+    width = shapes.axis(f"{prefix}transformer.resblocks.0.ln_1.weight", 0)
     heads = IMAGE_HEADS.get(width) if prefix else None
     config = {
         "hidden_size": width,
-        "intermediate_size": shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "intermediate_size": shapes.axis(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 0),
         "num_hidden_layers": shapes.count(rf"{re.escape(prefix)}transformer\.resblocks\."),
         "num_attention_heads": heads or max(width // HEAD_WIDTH, 1),
         "hidden_act": hidden_act,
     }
     if prefix:
         return config
-    tokens = {"vocab_size": shapes["token_embedding.weight"][0]}
-    tokens["max_position_embeddings"] = shapes["positional_embedding"][0]
-    tokens["projection_dim"] = shapes["text_projection"][1] if "text_projection" in shapes else width
+    tokens = {"vocab_size": shapes.axis("token_embedding.weight", 0)}
+    tokens["max_position_embeddings"] = shapes.axis("positional_embedding", 0)
+    tokens["projection_dim"] = shapes.axis("text_projection", 1) if "text_projection" in shapes else width
     return config | tokens
 
 
@@ -292,9 +298,9 @@ def clip_config(stored: Mapping[str, Shape], hidden_act: str) -> dict[str, Any]:
     """The configuration of a whole CLIP in OpenAI's names. hidden_act: "quick_gelu" for OpenAI's own, "gelu" for most
     of open_clip; no shape tells it."""
     shapes = Shapes(stored)
-    patch = shapes["visual.conv1.weight"]
-    side = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
-    image = {"image_size": side * patch[2], "patch_size": patch[2], "num_channels": patch[1]}
+    channels, patch = (shapes.axis("visual.conv1.weight", number) for number in (1, 2))
+    side = round(max(shapes.axis("visual.positional_embedding", 0) - 1, 0) ** 0.5)
+    image = {"image_size": side * patch, "patch_size": patch, "num_channels": channels}
     text = openai_tower(shapes, "", hidden_act) | {"bos_token_id": 49406, "eos_token_id": 2}
     shared = {"projection_dim": text["projection_dim"]}
     return {
@@ -312,13 +318,12 @@ def tiny_config(stored: Mapping[str, Shape]) -> dict[str, Any]:
     """The configuration of a tiny autoencoder. stored: names as in TAESD's files, behind "encoder." or "decoder."."""
     shapes = Shapes(stored)
     stages = {side: _stages(side, shapes) for side in ("encoder", "decoder")}
-    encoded, decoded = shapes["encoder.0.weight"], shapes["decoder.1.weight"]
     return {
         "_class_name": "AutoencoderTiny",
-        "in_channels": encoded[1],
-        "latent_channels": decoded[1],
-        "encoder_block_out_channels": [encoded[0]] * len(stages["encoder"]),
-        "decoder_block_out_channels": [decoded[0]] * len(stages["decoder"]),
+        "in_channels": shapes.axis("encoder.0.weight", 1),
+        "latent_channels": shapes.axis("decoder.1.weight", 1),
+        "encoder_block_out_channels": [shapes.axis("encoder.0.weight", 0)] * len(stages["encoder"]),
+        "decoder_block_out_channels": [shapes.axis("decoder.1.weight", 0)] * len(stages["decoder"]),
         "num_encoder_blocks": stages["encoder"],
         "num_decoder_blocks": stages["decoder"],
     }

@@ -139,7 +139,7 @@ def _found(path: Path) -> _Found:
         return _as_single(SingleFile(path, strict=False), layout)
     except CartoucheError:
         if (path.parent / "config.json").is_file():
-            return _net(path.parent)
+            return _net(path.parent, path)
         told = next((said for name, said in ALONE if name in layout), None)
         return _Found("tensors", told, {"tensors": layout}, (path,))
 
@@ -152,23 +152,24 @@ def _folder(path: Path) -> _Found:
     source = Folder(path)
     nets = {one.parent.name: one.parent for one in sorted(path.glob("*/config.json"))}
     configs = {part: folders.read_json(place / "config.json") for part, place in nets.items()}
-    layouts = {part: _layout(place) for part, place in nets.items()}
+    layouts = {part: _layout(folders.weights_files(place), place) for part, place in nets.items()}
     kind = str(source.index.get("_class_name", "a folder of nets"))
     width = configs.get("unet", {}).get("cross_attention_dim")
-    family = f"{WORDS[width]}, {kind}" if width in WORDS else kind
-    return _Found("model", family, layouts, tuple(source.files()), configs)
+    known = WORDS.get(width) if isinstance(width, int) else None
+    return _Found("model", f"{known}, {kind}" if known else kind, layouts, tuple(source.files()), configs)
 
 
-def _net(place: Path) -> _Found:
+def _net(place: Path, file: Path | None = None) -> _Found:
+    """The net of a folder. file: of its weights that one alone, unless it is one of several shards."""
     config = folders.read_json(place / "config.json")
     family = folders.class_of(config, place / "config.json")
-    weights = tuple(folders.weights_files(place))
-    return _Found("net", family, {place.name: _layout(place)}, weights, {place.name: config})
+    weights = folders.weights_files(place) if file is None or "-of-" in file.name else [file]
+    return _Found("net", family, {place.name: _layout(weights, place)}, tuple(weights), {place.name: config})
 
 
-def _layout(place: Path) -> dict[str, Entry]:
-    """Every tensor of a net's folder."""
-    return {name: one for file in folders.weights_files(place) for name, one in safetensors.layout(file).items()}
+def _layout(files: Iterable[Path], place: Path) -> dict[str, Entry]:
+    """Every tensor of the files of a net."""
+    return folders.joined(map(safetensors.layout, files), place)
 
 
 def _as_adapter(path: Path, layout: Mapping[str, Entry]) -> _Found | None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LARGEST_ALPHA = 1e30  # a strength; more is no number that float32 holds
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 PARTS = {
     "unet.": "unet",
@@ -306,7 +307,7 @@ def _scale(path: Path, settings: Mapping[str, Any], layer: str, rank: int) -> fl
     own = patterns.items() if isinstance(patterns, dict) else ()
     alpha = next((value for end, value in own if f".{layer}".endswith(f".{end}")), None)
     alpha = settings.get("lora_alpha", rank) if alpha is None else alpha
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST_ALPHA:
         raise CartoucheError(f"{path}: alpha of {layer} is {alpha!r}; wanted a number")
     return float(alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
 

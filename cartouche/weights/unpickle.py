@@ -3,8 +3,9 @@
     python -m cartouche.weights.unpickle CHECKPOINT MEMORY SECONDS BYTES > model.safetensors
 
 `convert.py` starts it. torch reads with `weights_only`, which knows the few classes that tensors need; should that ever
-be got round, the process has no network, may start nothing, may write nowhere but to its output, and has so much
-memory, time and room and no more. The last line on stderr is JSON: what was found, or why it was refused.
+be got round, the process has no network, and so much memory, time and room and no more. Whatever Python announces (its
+audit events) of starting something, importing, or writing elsewhere than to its output ends it. The last line on stderr
+is JSON: what was found, or why it was refused.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ EMBEDDING = {"string_to_param": "emb_params"}
 """The vectors of a textual inversion, and what they are called in a safetensors file."""
 
 FORBIDDEN = (
+    *("import", "sqlite3."),
     *("socket.", "subprocess.", "ctypes.", "shutil.", "pty.", "pickle.find_class", "os.system", "os.exec", "os.fork"),
     *("os.posix_spawn", "os.spawn", "os.kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link"),
     *("os.symlink", "os.truncate", "os.chmod", "os.chown", "os.putenv", "os.unsetenv", "webbrowser."),
