@@ -1,6 +1,10 @@
 """What several rooms' tests share: a whole model, tiny and random, in the layout of real ones."""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("house", deadline=None, derandomize=True)  # the same examples everywhere, however slow
+settings.load_profile("house")
 
 WIDTH = 32
 CONTEXT = 16

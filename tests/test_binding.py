@@ -108,7 +108,7 @@ def test_the_two_of_a_pair_lie_side_by_side_or_as_far_apart_as_is_asked(pack, pa
 # facts
 
 
-def test_the_two_of_a_pair_differ_in_a_fact_and_in_that_alone(pairs, facts):
+def test_the_two_of_a_pair_differ_in_the_fact_that_was_changed(pairs, facts):
     asked = {"colours": "colours", "relation": "looks", "counts": "looks", "count": "counts"}
     seen = dict.fromkeys(CHANGES, 0)
     for number in range(80):

@@ -153,6 +153,15 @@ def test_the_whole_picture_is_the_same_on_both_engines(painter, torch_painter):
         assert apart(ours, theirs) <= 0.05
 
 
+@pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs a GPU")
+def test_the_whole_picture_is_the_same_on_a_gpu(tiny_model, torch_painter):
+    there, here = (
+        one.draw(PROMPT, seed=7)[0].pixels
+        for one in (Painter(tiny_model, "torch", precision="fp32", device="cuda"), torch_painter)
+    )
+    assert np.abs(there.astype(int) - here).max() <= 1
+
+
 def test_bf16_stays_near(tiny_model, painter):
     """Two levels of 255 in the mean, after 20 steps of a net with random weights."""
     short = Painter(tiny_model, "openvino", "bf16").draw(PROMPT, seed=7)[0]
@@ -327,9 +336,13 @@ assert not {{"torch", "diffusers", "transformers", "onnx"}} & set(sys.modules)
     )
 
 
-def test_load_offers_what_the_painter_takes():
+def test_load_offers_what_the_painter_takes(tiny_model):
     options = inspect.signature(cartouche.load).parameters
-    assert list(options)[:2] == ["model", "engine"]
+    taken = inspect.signature(Painter).parameters
+    assert list(options)[:2] == ["model", "engine"] and options["engine"].default == taken["engine"].default
+    assert cartouche.load(tiny_model, precision="fp32", batch=3).batch == 3
+    with pytest.raises(TypeError, match="colour"):
+        cartouche.load(tiny_model, colour="red")
 
 
 # against diffusers

@@ -14,7 +14,7 @@ from cartouche.data.emoji import Pack
 from cartouche.data.graphs import Graph, Lexicon, Thing, graph_f1, is_true, scene_graph, words_of
 from cartouche.data.negatives import CHANGES, Negatives, bound, changed, pair
 from cartouche.data.questions import KINDS, SIDES, Asker
-from cartouche.data.scenes import Composer, Mixture, render, rng_of
+from cartouche.data.scenes import Composer, Mixture, render, rng_of, tintable
 
 THOROUGH = Manner(style=1, background=1, colour=1, place=1, keyword=0)
 MANY = range(1500)
@@ -253,6 +253,9 @@ def test_pairs_are_told_apart_by_their_captions_alone(pack, scenes, negatives, l
             assert all(0 <= b[0] < b[2] <= 128 and 0 <= b[1] < b[3] <= 128 for b in boxes)
             for n, a in enumerate(boxes):
                 assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for b in boxes[n + 1 :])
+        said = [lexicon.parse(caption, "en") for caption in one.captions]
+        truths = [scene_graph(scene, "en") for scene in one.scenes]
+        assert [[is_true(graph, truth) for truth in truths] for graph in said] == [[True, False], [False, True]]
         first, second = (render(pack, scene)[0] for scene in one.scenes)
         assert (first != second).any()
     assert len(made) > 5
@@ -275,6 +278,6 @@ def test_a_scene_that_cannot_be_changed_so_says_so(scenes):
 def test_every_thing_that_can_takes_a_colour_of_its_own(scenes):
     for i in range(200):
         scene = bound(scenes[i], rng_of(1, i))
-        tints = {p.drawing.concept: p.tint for p in scene.objects if p.tint}
-        assert len(set(tints.values())) >= len(tints) - 1
-        assert not set(tints.values()) & set(scene.background.colours) or len(set(tints.values())) < len(tints)
+        tints = {p.drawing.concept: p.tint for p in scene.objects if tintable(p.drawing)}
+        assert all(tints.values()) and len(set(tints.values())) == len(tints)
+        assert not set(tints.values()) & set(scene.background.colours)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from cartouche.config import CartoucheError
@@ -105,3 +106,14 @@ def test_fields_that_leave_the_network_as_it_is_are_read_over() -> None:
 def test_a_tower_repeated_in_an_early_file_overrides_the_first_mention() -> None:
     given = {"text_config": {"hidden_size": 512}, "text_config_dict": {"hidden_size": 768, "num_attention_heads": 12}}
     assert CLIPConfig.from_dict(given).text_config.hidden_size == 768
+
+
+@pytest.mark.parametrize("again", [{}, {"hidden_size": 768, "num_attention_heads": 12}])
+def test_what_the_repeated_tower_leaves_out_is_as_usual_as_transformers_has_it(again) -> None:
+    given = {"text_config": {"hidden_act": "gelu", "hidden_size": 512}, "text_config_dict": again}
+    ours, theirs = CLIPConfig.from_dict(given).text_config, transformers.CLIPConfig(**given).text_config
+    assert (
+        (ours.hidden_act, ours.hidden_size)
+        == (theirs.hidden_act, theirs.hidden_size)
+        == ("quick_gelu", ours.hidden_size)
+    )

@@ -99,7 +99,7 @@ def test_an_unbalanced_bracket_is_no_error(prompt, expected):
     assert pieces(prompt) == expected
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.one_of(bracket_text, any_text))
 def test_every_letter_weighs_what_its_brackets_say_one_by_one(text):
     letters, weights = slow(text)
@@ -185,7 +185,6 @@ def test_what_does_not_fit_into_all_chunks_is_said_as_it_was_typed():
     assert len(found) == CHUNKS and cut[-2:] == ("a", "Frog") and set(cut) <= {"a", "Red", "apple,", "and", "Frog"}
 
 
-@settings(deadline=None)
 @given(st.one_of(any_text, bracket_text.map(lambda text: text * 9)))
 def test_no_prompt_is_an_error(text):
     found, _ = chunks(text, TOKENIZER)

@@ -97,7 +97,7 @@ def test_batch_gives_the_rows_of_encode():
     assert TOKENIZER.batch([]).shape == (0, 16)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(any_text)
 def test_any_text_has_ids_in_range_between_start_and_end(text):
     ids, cut = TOKENIZER.encode(text)
@@ -112,7 +112,6 @@ def test_odd_texts_are_encoded(text):
     assert TOKENIZER.encode(text).ids[0] == TOKENIZER.start_id
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(" ".join(CAPTIONS).split()), max_size=4).map(" ".join))
 def test_a_text_that_fits_comes_back_from_its_ids(text):
     wide = Tokenizer(TOKENIZER._backend, context=200)
@@ -134,7 +133,7 @@ def test_transformers_opens_a_saved_tokenizer_and_gives_the_same_ids(tmp_path):
     theirs = transformers_tokenizer(tmp_path)
     assert theirs.model_max_length == 16
 
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=200)
     @given(
         st.one_of(
             any_text.filter(speakable), st.text("aple rd's 3,.!<|>endoftxsra", max_size=80), st.sampled_from(CAPTIONS)

@@ -179,12 +179,10 @@ def test_the_index_names_what_diffusers_looks_for(tiny_model):
     assert json.loads((tiny_model / "scheduler" / "scheduler_config.json").read_text())["clip_sample"] is False
 
 
-def test_a_model_without_its_builtin_folder_says_so():
-    if (Path(builtin.__file__).parent / "builtin" / "model_index.json").is_file():
-        assert (builtin.builtin() / "unet").is_dir()
-    else:
-        with pytest.raises(CartoucheError, match="model=FOLDER"):
-            builtin.builtin()
+def test_a_copy_without_its_builtin_model_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin, "__file__", str(tmp_path / "builtin.py"))
+    with pytest.raises(CartoucheError, match="model=FOLDER"):
+        builtin.builtin()
 
 
 # against diffusers

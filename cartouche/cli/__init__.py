@@ -42,7 +42,8 @@ def options(version: Version = False) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 (redrawn otherwise), 2 (an error, said in one line) or 130 (Ctrl-C)."""
+    """Run the command; the exit code is 0, 1 (done, and not all is well: redrawn otherwise, a broken picture, weights
+    that do not fit, nobody listens), 2 (an error, said in one line) or 130 (Ctrl-C)."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path in other letters

@@ -9,7 +9,9 @@ import typer
 from cartouche.cli.app import app
 
 TrainRecipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A .py file, or the name of one in recipes/.")]
-Changes = Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Settings to change; or a .toml file of such.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Settings to change; or a .toml file of such.")
+]
 
 
 @app.command()

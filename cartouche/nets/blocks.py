@@ -81,12 +81,14 @@ def sinusoids(t: Tensor, channels: int, cos_first: bool, shift: float) -> Tensor
     """Sines and cosines of t at channels/2 frequencies from 1 down to about 1/10000 (Vaswani et al. 2017, 3.5).
 
     t: (B,) any number type; returns (B, channels) float32. `shift` is subtracted from the number of frequencies.
+    An odd number of channels ends in a 0.
     """
     half = channels // 2
     frequency = torch.exp(-math.log(10000) / (half - shift) * torch.arange(half, dtype=torch.float32, device=t.device))
     angle = t.float()[:, None] * frequency  # (B, channels / 2)
     waves = (angle.cos(), angle.sin()) if cos_first else (angle.sin(), angle.cos())
-    return torch.cat(waves, dim=-1)
+    together = torch.cat(waves, dim=-1)
+    return F.pad(together, (0, 1)) if channels % 2 else together
 
 
 class TimestepEmbedding(nn.Module):

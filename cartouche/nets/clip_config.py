@@ -106,10 +106,12 @@ class CLIPConfig(NetConfig):
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
-        """The configuration in a config.json; early files repeat a tower's settings as `text_config_dict`: it wins."""
+        """The configuration in a config.json; early files repeat a tower's settings as `text_config_dict`: it wins, and
+        so does, as in transformers, the usual value of whatever it leaves out."""
         values = dict(given)
         for name, kind in cls.TOWERS.items():
-            tower = dict(given.get(name) or {}) | dict(given.get(f"{name}_dict") or {})
+            tower, again = dict(given.get(name) or {}), given.get(f"{name}_dict")
+            tower |= {} if again is None else kind.from_dict(again).to_dict()
             values[name] = kind.from_dict({key: value for key, value in tower.items() if key != "architectures"})
         return super().from_dict(values)
 

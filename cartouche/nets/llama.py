@@ -73,7 +73,8 @@ class LlamaConfig(NetConfig):
     def check(self) -> None:
         check_divides("num_attention_heads", self.num_attention_heads, (self.hidden_size,))
         check_divides("num_key_value_heads", self.key_value_heads, (self.num_attention_heads,))
-        check_divides("2", 2, (self.width_of_head,))
+        if self.width_of_head % 2:
+            raise CartoucheError(f"a head_dim of {self.width_of_head} cannot be turned in pairs; choose an even one")
 
     @property
     def key_value_heads(self) -> int:

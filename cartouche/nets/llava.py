@@ -47,17 +47,26 @@ class LlavaConfig(NetConfig):
 
     HEADER: ClassVar[Mapping[str, str]] = {"model_type": "llava"}
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"projector_hidden_act": ("gelu",)}
-    IGNORED: ClassVar[frozenset[str]] = GENERAL | {"ignore_index", "image_token_id", "pad_token_id", "vocab_size"}
+    IGNORED: ClassVar[frozenset[str]] = GENERAL | {"ignore_index", "pad_token_id", "vocab_size"}
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
-        """The configuration in a config.json."""
+        """The configuration in a config.json; newer ones may say image_token_id for image_token_index."""
+        values = dict(given)
+        token = values.pop("image_token_id", None)
+        if token is not None and values.setdefault("image_token_index", token) != token:
+            other = values["image_token_index"]
+            raise CartoucheError(
+                f"image_token_id={token} and image_token_index={other} name one thing; give one of them"
+            )
         vision, text = (dict(given.get(name) or {}) for name in ("vision_config", "text_config"))
         for half in (vision, text):
             half.pop("architectures", None)
         vision.pop("vocab_size", None)  # some files give it to the wrong half too
+        if given.get("tie_word_embeddings"):
+            text["tie_word_embeddings"] = True  # either half may say so
         halves = {"vision_config": CLIPVisionConfig.from_dict(vision), "text_config": LlamaConfig.from_dict(text)}
-        return super().from_dict(dict(given) | halves)
+        return super().from_dict(values | halves)
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that transformers reads as config.json."""

@@ -70,7 +70,8 @@ class Speech:
         grid = (int(vision.get("image_size", 336)) // int(vision.get("patch_size", 14))) ** 2
         patches = grid + (config.get("vision_feature_select_strategy", "default") == "full")
         self.tongue = tongue_of(part)
-        self.marks = Marks(self.tongue.start, self.tongue.end, int(config.get("image_token_index", 32000)), patches)
+        image = config.get("image_token_index", config.get("image_token_id", 32000))
+        self.marks = Marks(self.tongue.start, self.tongue.end, int(image), patches)
         self.prepare = part.preparation(int(vision.get("image_size", 336)))
         if self.tongue.size > int(self.text["vocab_size"]):
             raise CartoucheError(
