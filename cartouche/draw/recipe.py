@@ -135,7 +135,7 @@ def checked(
     size: int | tuple[int, int] | None,
     settings: Mapping[str, Any],
     shrink: int,
-    usual: tuple[int, int] = (1, 1),
+    usual: tuple[int, int],
 ) -> Request:
     """The request that these settings make, or a CartoucheError that says which of them cannot be.
 
