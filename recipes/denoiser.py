@@ -5,7 +5,7 @@
 It needs the runs of recipes/autoencoder.py, recipes/clip.py and recipes/looks.py beside its own. The first start
 encodes the scenes (six minutes on one core).
 
-Run six times. On one core of an AMD EPYC (bf16): 147,000 pictures with AdamW, then 4,200 steps of 48 with Muon as it
+Run seven times. On one core of an AMD EPYC (bf16): 147,000 pictures with AdamW, then 4,200 steps of 48 with Muon as it
 stands here, the text tower held. On one core of an Intel Xeon (AMX), from those weights: 1,740 steps of 96 with the
 text tower (start=FOLDER steps=1740 cooldown=990 batch=96, text_rate 0.25 at first, 0.75 from step 460), 85 minutes at
 33 images/s. On two cores of an AMD EPYC (Zen 4), from those weights but with the tower of recipes/looks.py as it first
@@ -15,11 +15,13 @@ different things): 480 steps with the tower that told both things by all tokens,
 at places of its own (compile=true warmup=40 steps=900 cooldown=720), 70 minutes together, 33 images/s: what stood on
 which side was chance before, and is obeyed now. There again, with as much care for how things look as for what they are
 and where (start=FOLDER shift=1 batch=96 text_rate=0.3 compile=true warmup=40 steps=1350 cooldown=1080): 72 minutes, 31
-images/s; style of one thing 46 to 56 %, of two 52 to 67 %. Reached on the averaged weights: see
-benchmarks/results/drawing.json, and docs/journal.md for what is left to learn and how to go on.
-
-MIXTURE has had outlines in several colours since, and MANNER (common.py) captions that leave more open: 900 steps of
-those on one core, 88 minutes, were no better and no worse, and are not in those figures.
+images/s; style of one thing 46 to 56 %, of two 52 to 67 %. There again, with outlines in several colours (MIXTURE) and
+captions that leave more open (MANNER in common.py), cached anew, and the tower of recipes/looks.py taught by the same:
+900 steps on one core, 88 minutes, which alone were no better, then to 2,950 with a cooldown of 1,500 on both, 103
+minutes, 31 images/s (start=FOLDER text=FOLDER shift=1 batch=96 text_rate=0.3 compile=true warmup=40 steps=2950
+cooldown=1500): one object of a hundred names 75 to 86 %, both of two 75 to 85, style 56 to 62 and 67 to 74. Reached on
+the averaged weights: see benchmarks/results/drawing.json, and docs/journal.md for what is left to learn and how to go
+on.
 """
 
 from dataclasses import dataclass, field, replace
