@@ -17,8 +17,8 @@ which side was chance before, and is obeyed now. There again, with as much care 
 and where (start=FOLDER shift=1 batch=96 text_rate=0.3 compile=true warmup=40 steps=1350 cooldown=1080): 72 minutes, 31
 images/s; style of one thing 46 to 56 %, of two 52 to 67 %. There again, with outlines in several colours (MIXTURE) and
 captions that leave more open (MANNER in common.py), cached anew, and the tower of recipes/looks.py taught by the same:
-900 steps on one core, 88 minutes, which alone were no better, then to 2,950 with a cooldown of 1,500 on both, 103
-minutes, 31 images/s (start=FOLDER text=FOLDER shift=1 batch=96 text_rate=0.3 compile=true warmup=40 steps=2950
+900 steps on one core, 88 minutes, which alone were no better, then to 2,950 with a cooldown of 1,500 on both, two
+hours, 31 images/s (start=FOLDER text=FOLDER shift=1 batch=96 text_rate=0.3 compile=true warmup=40 steps=2950
 cooldown=1500): one object of a hundred names 75 to 86 %, both of two 75 to 85, style 56 to 62 and 67 to 74. Reached on
 the averaged weights: see benchmarks/results/drawing.json, and docs/journal.md for what is left to learn and how to go
 on.
