@@ -89,7 +89,8 @@ class Locator:
 
     def template(self, language: str = "en") -> str:
         """The phrase that a query is put into: that of the captions this detector was trained on."""
-        return PHOTOGRAPHS[spoken(language)] if self._words.tokenizer.vocab_size >= WEB_WORDS else "{}"
+        phrase = PHOTOGRAPHS[spoken(language)]
+        return phrase if self._words.tokenizer.vocab_size >= WEB_WORDS else "{}"
 
     def find(
         self,
