@@ -12,6 +12,7 @@ from cartouche.data.streams import Scenes
 from cartouche.nets.autoencoder import AutoencoderConfig, AutoencoderKL
 from cartouche.text import Tokenizer
 from cartouche.train import latents
+from cartouche.train.looks import Looks
 from cartouche.train.sources import Cached, Tokenized, Turns
 
 
@@ -95,3 +96,15 @@ def test_captions_become_ids_and_nothing_else_changes(parts):
 def test_sources_take_turns_in_runs_and_keep_their_own_order():
     turns = Turns([[{"n": i} for i in range(10)], [{"n": -i} for i in range(10)]], run=2)
     assert [turns[i]["n"] for i in range(10)] == [0, 1, 0, -1, 2, 3, -2, -3, 4, 5]
+
+
+def test_what_makes_no_samples_is_refused(parts, tmp_path):
+    stream, tokenizer, vae = parts
+    with pytest.raises(CartoucheError, match="runs of 0 samples"):
+        Turns([stream], 0)
+    with pytest.raises(CartoucheError, match="crop=999 given for pictures of 128 pixels"):
+        Scenes(stream.pack, stream.composer, crop=999)[0]
+    with pytest.raises(CartoucheError, match="0 scenes asked"):
+        latents.compute(tmp_path, vae, tokenizer, stream, count=0)
+    with pytest.raises(CartoucheError, match="captions=3 asked in batches of 4"):
+        Looks.of(stream, tokenizer, lambda placed: np.zeros(2), count=3, batch=4)

@@ -12,7 +12,9 @@ from torch import nn
 
 from cartouche.config import CartoucheError
 from cartouche.nets.autoencoder import AutoencoderConfig, AutoencoderKL
+from cartouche.nets.blocks import sinusoids
 from cartouche.nets.clip import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig
+from cartouche.nets.llava import LlavaConfig
 from cartouche.nets.unet import UNet2DConditionModel, UNetConfig
 
 XL_WORDS = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
@@ -117,3 +119,25 @@ def test_what_the_repeated_tower_leaves_out_is_as_usual_as_transformers_has_it(a
         == (theirs.hidden_act, theirs.hidden_size)
         == ("quick_gelu", ours.hidden_size)
     )
+
+
+def test_llava_reads_what_newer_files_rename_and_what_either_half_ties() -> None:
+    tiny = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
+    given = {"text_config": tiny, "image_token_id": 7, "tie_word_embeddings": True}
+    config = LlavaConfig.from_dict(given)
+    assert config.image_token_index == 7 and config.text_config.tie_word_embeddings
+    with pytest.raises(CartoucheError, match="image_token_id=7 and image_token_index=8 name one thing"):
+        LlavaConfig.from_dict(given | {"image_token_index": 8})
+    with pytest.raises(CartoucheError, match="a head_dim of 3 cannot be turned in pairs"):
+        LlavaConfig.from_dict({"text_config": tiny | {"head_dim": 3}, "image_token_id": 7})
+
+
+def test_an_odd_number_of_sinusoids_ends_in_nothing_as_in_diffusers() -> None:
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    t = torch.tensor([0.0, 3.0, 999.0])
+    ours, theirs = (
+        sinusoids(t, 7, True, 0.0),
+        get_timestep_embedding(t, 7, flip_sin_to_cos=True, downscale_freq_shift=0),
+    )
+    torch.testing.assert_close(ours, theirs)
